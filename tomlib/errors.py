@@ -1,0 +1,17 @@
+"""The one exception of the package: something the user can put right."""
+
+
+class TomError(Exception):
+    """What went wrong, where (file and entry) and what to do, in one line.
+
+    The command line prints it and exits with 2; a notebook shows the line without a traceback.
+
+    >>> raise TomError("profile 'quik': no such file; did you mean 'quick'?")
+    Traceback (most recent call last):
+    ...
+    tomlib.errors.TomError: profile 'quik': no such file; did you mean 'quick'?
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        """Read by IPython in place of the traceback."""
+        return [f"Error: {self}"]
