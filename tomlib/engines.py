@@ -1,0 +1,714 @@
+"""LangChain chat models that play the games: Transformers, llama.cpp, any OpenAI-compatible endpoint.
+
+`open_engine` gives an `Engine`: a LangChain `BaseChatModel` with a name, and how to close it.
+`ask` draws completions from it. Nearly all of the work in such a study is the same prompt read again,
+so our own chat model, `SharedPrefixChat`, reads a prompt once whatever the number of draws:
+
+- the tokens that a prompt has in common with the one before it (a context's system prompt) are kept;
+- the prompt's keys and values are stored once and attended to by all draws as one matrix product;
+- draws that have said the same so far are one row of the batch, so that 300 one-letter choices cost
+  one prompt and a step over the few distinct letters;
+- finished draws leave the batch; where only the choice is wanted, a draw is finished once decided.
+"""
+
+import gc
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tomlib.errors import TomError
+from tomlib.models import Card, fetch, transformers_folder
+
+if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel
+    from langchain_core.messages import BaseMessage
+
+Decided = Callable[[str], bool]
+"""Whether a completion (without its opening) has said all that is wanted."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One draw's text as the engine gave it, without the opening."""
+
+    text: str
+    finish: str
+    """`stop` (the model ended it, or all that is wanted is said) or `length` (cut)."""
+    new_tokens: int | None
+    """Tokens generated; None where the server does not say."""
+    seed: int
+    """The seed that this draw (or, on a server, its request) was made with."""
+
+
+@dataclass
+class Engine:
+    """A chat model that is ready to play."""
+
+    chat: "BaseChatModel"
+    name: str
+    """Engine and version, as recorded in each draw."""
+    parallel: int
+    """Completions that one request may ask for."""
+    per_draw_seeds: bool
+    """True where a draw depends on its own seed alone (up to rounding), so that resuming is exact."""
+    prefill: str = "native"
+    """How the server goes on with a started answer: native, continue_final_message or none."""
+    close: Callable[[], None] = field(default=lambda: None)
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_engine(
+    card: Card,
+    adapter: Path | None = None,
+    *,
+    engine: str = "",
+    threads: int | None = None,
+    parallel: int = 32,
+    context: int = 1024,
+    quantize: str = "",
+) -> Engine:
+    """Load a model and make it ready to play.
+
+    Args:
+        card: Which model.
+        adapter: Folder of a LoRA adapter to put on it (Transformers only).
+        engine: `transformers`, `llamacpp` or `endpoint`; the card's own unless given.
+        threads: CPU threads; all of the machine's cores unless given.
+        parallel: Draws per request on a server.
+        context: Tokens that one draw may need in all, prompt included (llama.cpp).
+        quantize: `nf4` loads the weights in 4 bits (paper, student inference; needs a GPU).
+
+    Raises:
+        TomError: The engine is unknown, is not installed, or cannot take the adapter.
+    """
+    kind = engine or card.engine
+    if adapter is not None and kind != "transformers":
+        raise TomError(f"{card.name}: engine {kind!r} cannot take an adapter; use 'transformers'")
+    try:
+        if kind == "transformers":
+            return _open_transformers(card, adapter, threads, quantize)
+        if kind == "llamacpp":
+            return _open_llamacpp(card, threads, parallel, context)
+        if kind == "endpoint":
+            return _open_endpoint(card, parallel)
+    except ImportError as error:
+        raise TomError(
+            f"{card.name}: engine {kind!r} needs the package {error.name!r}: "
+            "pip install -e '.[models]'"
+        ) from None
+    raise TomError(f"{card.name}: unknown engine {kind!r} (transformers, llamacpp, endpoint)")
+
+
+def ask(
+    engine: Engine,
+    messages: "Sequence[BaseMessage]",
+    seeds: Sequence[int],
+    *,
+    temperature: float,
+    top_p: float = 1.0,
+    max_new_tokens: int = 128,
+    repetition_penalty: float = 1.0,
+    decided: Decided | None = None,
+) -> list[Completion]:
+    """One completion per seed.
+
+    Args:
+        engine: Who answers.
+        messages: As from `prompts.messages`; the last one, if an AIMessage, is the fixed opening.
+        seeds: One per draw.
+        temperature: 0 is greedy.
+        top_p: Nucleus; 1 is off.
+        max_new_tokens: Most tokens per draw.
+        repetition_penalty: As in Transformers; 1 is off.
+        decided: Where given, a draw may stop as soon as this is true of its text.
+
+    Raises:
+        TomError: The server gave no answer, or an unreadable one.
+    """
+    said = list(messages)
+    opening = str(said[-1].content) if said[-1].type == "ai" else ""
+    if engine.per_draw_seeds:
+        result = engine.chat.generate(
+            [said],
+            seeds=list(seeds),
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            repetition_penalty=repetition_penalty,
+            decided=decided,
+        )
+        return [_completion(g, seed, "") for g, seed in zip(result.generations[0], seeds, strict=True)]
+    options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_new_tokens}
+    extra: dict[str, Any] = {}
+    if top_p != 1.0:
+        options["top_p"] = top_p
+    if repetition_penalty != 1.0:
+        extra["repeat_penalty" if engine.name.startswith("llama.cpp") else "repetition_penalty"] = (
+            repetition_penalty
+        )
+    if engine.name.startswith("llama.cpp"):
+        # The server's own defaults cut the distribution (top-k 40, min-p); the experiment does not.
+        extra |= {"top_k": 0, "min_p": 0.0, "top_p": top_p}
+        options.pop("top_p", None)
+    if opening and engine.prefill == "continue_final_message":
+        extra |= {"continue_final_message": True, "add_generation_prompt": False}
+    if opening and engine.prefill == "none":
+        said = said[:-1]
+    out: list[Completion] = []
+    while len(out) < len(seeds):
+        seed = seeds[len(out)]
+        n = min(engine.parallel, len(seeds) - len(out))
+        try:
+            result = engine.chat.generate([said], n=n, seed=seed, extra_body=extra, **options)
+        except Exception as error:
+            if n > 1 and "ontext size" in str(error):
+                engine.parallel = max(1, engine.parallel // 2)
+                continue
+            raise TomError(f"{engine.name}: no answer: {_short(error)}") from None
+        got = [_completion(g, seed, opening) for g in result.generations[0]]
+        if not got:
+            raise TomError(f"{engine.name}: the server sent no choices")
+        out += got[: len(seeds) - len(out)]
+    return out
+
+
+def _completion(generation: Any, seed: int, opening: str) -> Completion:
+    info = dict(generation.generation_info or {}) | dict(generation.message.response_metadata or {})
+    text = generation.text
+    if opening and text.startswith(opening):  # llama.cpp gives the prefilled opening back
+        text = text[len(opening) :]
+    tokens = info.get("new_tokens")
+    if tokens is None and isinstance(info.get("logprobs"), dict):
+        tokens = len(info["logprobs"].get("content") or []) or None
+    finish = "length" if info.get("finish_reason") == "length" else "stop"
+    return Completion(text, finish, tokens, seed)
+
+
+def _short(error: Exception) -> str:
+    line = " ".join(str(error).split())
+    return f"{type(error).__name__}: {line[:300]}"
+
+
+# --- llama.cpp and endpoints ----------------------------------------------------------------------
+
+
+def _open_llamacpp(card: Card, threads: int | None, parallel: int, context: int) -> Engine:
+    """llama.cpp's own OpenAI-compatible server, in this process, on loopback with a random key."""
+    import xllamacpp
+    from langchain_openai import ChatOpenAI
+
+    path = fetch(card)
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_parallel = parallel
+    # One pool of cells for all slots: the shared prompt takes its cells once per slot at worst.
+    params.kv_unified = True
+    params.n_ctx = parallel * context
+    params.port = 0
+    params.verbosity = 0
+    params.warmup = False
+    if threads:
+        params.cpuparams.n_threads = threads
+    key = secrets.token_urlsafe(16)
+    params.api_keys = [key]
+    try:
+        server = xllamacpp.Server(params)
+    except Exception as error:
+        raise TomError(f"{card.name}: llama.cpp could not load {path}: {_short(error)}") from None
+    chat = ChatOpenAI(
+        base_url=f"{server.listening_address}/v1",
+        api_key=key,  # type: ignore[arg-type]
+        model=card.name,
+        logprobs=True,
+        top_logprobs=1,
+        timeout=3600,
+        max_retries=2,
+    )
+    holder = [server]
+    return Engine(chat, f"llama.cpp (xllamacpp {version('xllamacpp')})", parallel, False,
+                  close=holder.clear)
+
+
+def _open_endpoint(card: Card, parallel: int) -> Engine:
+    """A server that speaks the OpenAI protocol; its key comes from the environment."""
+    import os
+
+    from langchain_openai import ChatOpenAI
+
+    key = os.environ.get(card.api_key_env) if card.api_key_env else "none"
+    if not key:
+        raise TomError(f"{card.name}: set the environment variable {card.api_key_env} to the key")
+    chat = ChatOpenAI(
+        base_url=card.base_url,
+        api_key=key,  # type: ignore[arg-type]
+        model=card.model_id or card.name,
+        logprobs=True,
+        top_logprobs=1,
+        timeout=600,
+        max_retries=6,
+    )
+    return Engine(chat, f"endpoint ({card.model_id or card.name})", parallel, False,
+                  prefill=card.prefill)
+
+
+# --- Transformers with a shared prefix ------------------------------------------------------------
+
+
+def _open_transformers(
+    card: Card, adapter: Path | None, threads: int | None, quantize: str
+) -> Engine:
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    model, tokenizer = load_transformers(card, quantize=quantize)
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(adapter))
+        if not quantize:
+            model = model.merge_and_unload()
+    model.eval()
+    chat = shared_prefix_chat(model, tokenizer)
+
+    def close() -> None:
+        chat.__dict__.clear()
+        gc.collect()
+
+    return Engine(chat, f"transformers {version('transformers')}", 1 << 30, True, close=close)
+
+
+def load_transformers(card: Card, *, quantize: str = "") -> tuple[Any, Any]:
+    """A card's model and tokenizer: fp32 on a CPU, bf16 on a GPU, or 4-bit NF4.
+
+    Raises:
+        TomError: The weights cannot be had, or NF4 is asked for without a GPU.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    folder = str(transformers_folder(card))
+    gpu = torch.cuda.is_available()
+    options: dict[str, Any] = {"dtype": torch.bfloat16 if gpu else torch.float32}
+    if quantize == "nf4":
+        if not gpu:
+            raise TomError(f"{card.name}: 4-bit NF4 needs a GPU; set quantize = '' in the profile")
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    elif quantize:
+        raise TomError(f"quantize = {quantize!r}: only '' and 'nf4' are known")
+    if gpu:
+        options["device_map"] = "auto"
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa", **options
+    )
+    return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def prompt_text(tokenizer: Any, messages: "Sequence[BaseMessage]") -> str:
+    """Messages in the model's own chat template, the last AIMessage as the start of the answer."""
+    roles = {"system": "system", "human": "user", "ai": "assistant"}
+    said = [{"role": roles[m.type], "content": str(m.content)} for m in messages]
+    opening = said.pop()["content"] if said[-1]["role"] == "assistant" else ""
+    text: str = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    return text + opening
+
+
+def prompt_tokens(tokenizer: Any, messages: "Sequence[BaseMessage]") -> list[int]:
+    """Token ids of `prompt_text`, the same for asking, training and scoring."""
+    text = prompt_text(tokenizer, messages)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@dataclass
+class Prefix:
+    """A prompt that has been read: its keys and values, once, and what comes next."""
+
+    tokens: list[int]
+    keys: list[Any]
+    """Per layer, `[kv heads, prompt, head dim]`."""
+    values: list[Any]
+    logits: Any
+    """`[vocabulary]` after the last token, fp32."""
+
+
+class _Branches:
+    """A Transformers cache for rows that branch off one prefix: holds the rows' own tokens only.
+
+    Speaks the part of the cache protocol that a decoder's forward pass uses.
+    """
+
+    is_compileable = False
+
+    def __init__(self, prefix: Prefix, rows: int, room: int) -> None:
+        heads, _, width = prefix.keys[0].shape
+        like = prefix.keys[0]
+        self.prefix = prefix
+        self.length = 0
+        self.keys = [like.new_empty(rows, heads, room, width) for _ in prefix.keys]
+        self.values = [like.new_empty(rows, heads, room, width) for _ in prefix.keys]
+
+    def update(self, key: Any, value: Any, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
+        start, stop = self.length, self.length + key.shape[2]
+        self.keys[layer][:, :, start:stop] = key
+        self.values[layer][:, :, start:stop] = value
+        if layer == len(self.keys) - 1:
+            self.length = stop
+        return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
+
+    def select(self, rows: Any) -> None:
+        """Keep these rows, in this order; a row may be named more than once."""
+        for part in (self.keys, self.values):
+            for layer, old in enumerate(part):
+                new = old.new_empty(len(rows), *old.shape[1:])
+                new[:, :, : self.length] = old[rows, :, : self.length]
+                part[layer] = new
+
+    def get_seq_length(self, *_: Any) -> int:
+        return len(self.prefix.tokens) + self.length
+
+    def get_mask_sizes(self, query_length: int, *_: Any) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_query_offset(self, *_: Any) -> int:
+        return self.get_seq_length()
+
+
+_reading: list[_Branches] = []
+"""The branches that the forward pass under way belongs to: attention is called without a cache."""
+
+
+def _shared_prefix_attention(
+    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **_: Any
+) -> tuple[Any, None]:
+    """One new token per row against a prefix that all rows share, then the row's own tokens.
+
+    The rows' queries meet the prefix as one matrix product, so its keys and values are neither
+    copied nor read once per row. query `[rows, heads, 1, d]`, key `[rows, kv heads, own, d]`.
+    """
+    import torch
+
+    branches = _reading[-1]
+    layer = module.layer_idx
+    rows, heads, _, d = query.shape
+    kv = key.shape[1]
+    group = heads // kv
+    scale = scaling if scaling is not None else d**-0.5
+    q = (query * scale).view(rows, kv, group, d)
+    flat = q.permute(1, 0, 2, 3).reshape(kv, rows * group, d)
+    shared = torch.matmul(flat, branches.prefix.keys[layer].transpose(1, 2))
+    own = torch.matmul(q, key.transpose(2, 3))
+    shared = shared.view(kv, rows, group, -1).permute(1, 0, 2, 3)
+    weights = torch.softmax(torch.cat([shared, own], dim=-1), dim=-1, dtype=torch.float32)
+    weights = weights.to(query.dtype)
+    n = shared.shape[-1]
+    over = weights[..., :n].permute(1, 0, 2, 3).reshape(kv, rows * group, n)
+    out = torch.matmul(over, branches.prefix.values[layer]).view(kv, rows, group, d)
+    result = out.permute(1, 0, 2, 3) + torch.matmul(weights[..., n:], value)
+    return result.reshape(rows, 1, heads, d), None
+
+
+@contextmanager
+def _attending(model: Any, branches: _Branches) -> Iterator[None]:
+    """Let the model's attention read `branches` for the length of a forward pass."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("tom_shared_prefix", _shared_prefix_attention)
+    before = model.config._attn_implementation
+    model.config._attn_implementation = "tom_shared_prefix"
+    _reading.append(branches)
+    try:
+        yield
+    finally:
+        _reading.pop()
+        model.config._attn_implementation = before
+
+
+class SharedPrefixReader:
+    """A causal language model that reads a prompt once and branches off it.
+
+    Args:
+        model: A Transformers causal language model (rotary positions, full attention).
+        tokenizer: Its tokenizer.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self._last: Prefix | None = None
+        stop = model.generation_config.eos_token_id
+        ends = stop if isinstance(stop, list) else [stop]
+        self.ends = {int(e) for e in [*ends, tokenizer.eos_token_id] if e is not None}
+
+    def read(self, tokens: list[int]) -> Prefix:
+        """Read a prompt; what it has in common with the last one is not read again."""
+        import torch
+        from transformers import DynamicCache
+
+        last = self._last
+        if last is not None and last.tokens == tokens:
+            return last
+        common = 0
+        if last is not None:
+            most = min(len(last.tokens), len(tokens) - 1)
+            while common < most and last.tokens[common] == tokens[common]:
+                common += 1
+        cache = DynamicCache()
+        if last is not None and common:
+            for layer, (k, v) in enumerate(zip(last.keys, last.values, strict=True)):
+                cache.update(k[None, :, :common], v[None, :, :common], layer)
+        device = self.model.device
+        with torch.inference_mode():
+            out = self.model(
+                input_ids=torch.tensor([tokens[common:]], device=device),
+                position_ids=torch.arange(common, len(tokens), device=device)[None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self._last = Prefix(
+            tokens,
+            [layer.keys[0] for layer in cache.layers],
+            [layer.values[0] for layer in cache.layers],
+            out.logits[0, -1].float(),
+        )
+        return self._last
+
+    def step(self, branches: _Branches, tokens: Any) -> Any:
+        """One more token on every branch. tokens `[rows]` -> logits `[rows, vocabulary]`, fp32."""
+        import torch
+
+        with torch.inference_mode(), _attending(self.model, branches):
+            position = torch.full_like(tokens[:, None], branches.get_seq_length())
+            out = self.model(
+                input_ids=tokens[:, None],
+                position_ids=position,
+                past_key_values=branches,
+                use_cache=True,
+            )
+        return out.logits[:, -1].float()
+
+    def sample(
+        self,
+        tokens: list[int],
+        seeds: Sequence[int],
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+        repetition_penalty: float,
+        decided: Decided | None,
+    ) -> list[tuple[list[int], str]]:
+        """Draw one continuation per seed: (token ids without the end token, finish reason)."""
+        import torch
+
+        prefix = self.read(tokens)
+        n = len(seeds)
+        uniforms = np.stack(
+            [np.random.Generator(np.random.Philox(s)).random(max_new_tokens) for s in seeds]
+        )
+        said: list[list[int]] = [[] for _ in range(n)]
+        finish = ["length"] * n
+        state = np.zeros(n, dtype=np.int64)  # the batch row that each draw is on
+        live = np.arange(n)
+        branches: _Branches | None = None
+        row_tokens: list[list[int]] = [[]]  # what each batch row has said so far
+        logits = prefix.logits[None]
+        for step in range(max_new_tokens):
+            if repetition_penalty != 1.0:
+                logits = _penalized(logits, tokens, row_tokens, repetition_penalty)
+            chosen = _choose(logits, state[live], uniforms[live, step], temperature, top_p)
+            going: list[int] = []
+            next_row: dict[tuple[int, int], int] = {}
+            parents: list[int] = []
+            verdict: dict[tuple[int, int], bool] = {}
+            for draw, token in zip(live.tolist(), chosen.tolist(), strict=True):
+                if token in self.ends:
+                    finish[draw] = "stop"
+                    continue
+                said[draw].append(token)
+                at = (int(state[draw]), token)
+                if decided is not None:
+                    if at not in verdict:
+                        verdict[at] = decided(self.tokenizer.decode(said[draw]))
+                    if verdict[at]:
+                        finish[draw] = "stop"
+                        continue
+                if at not in next_row:
+                    next_row[at] = len(parents)
+                    parents.append(at[0])
+                state[draw] = next_row[at]
+                going.append(draw)
+            live = np.array(going, dtype=np.int64)
+            if not going or step + 1 == max_new_tokens:
+                break
+            row_tokens = [[*row_tokens[parent], token] for parent, token in next_row]
+            feed = torch.tensor([t for _, t in next_row], device=self.model.device)
+            if branches is None:
+                branches = _Branches(prefix, len(parents), max_new_tokens)
+            elif parents != list(range(branches.keys[0].shape[0])):
+                branches.select(torch.tensor(parents, device=self.model.device))
+            logits = self.step(branches, feed)
+        return list(zip(said, finish, strict=True))
+
+    def option_probabilities(
+        self, tokens: list[int], options: Sequence[str], temperature: float
+    ) -> tuple[np.ndarray, float]:
+        """Exact probability that the continuation is each option, followed by a non-word character.
+
+        The prompt is read once; all options are scored as one batch that branches off it.
+
+        Args:
+            tokens: The prompt, opening included.
+            options: Texts such as `["C", "D"]` or `["0", ..., "10"]`.
+            temperature: The sampling temperature (> 0) at which the probabilities hold.
+
+        Returns:
+            Probabilities `[options]` and their sum, the mass that the options cover.
+        """
+        import torch
+
+        prefix = self.read(tokens)
+        ids = [self.tokenizer(o, add_special_tokens=False)["input_ids"] for o in options]
+        longest = max(map(len, ids))
+        branches = _Branches(prefix, len(ids), longest)
+        logp = np.zeros(len(ids))
+        first = torch.log_softmax(prefix.logits / temperature, -1)
+        logp += np.array([float(first[i[0]]) for i in ids])
+        ends = torch.zeros(len(ids), device=prefix.logits.device)
+        for at in range(longest):
+            feed = torch.tensor([i[min(at, len(i) - 1)] for i in ids], device=self.model.device)
+            follow = torch.softmax(self.step(branches, feed) / temperature, -1)
+            for row, option in enumerate(ids):
+                if at == len(option) - 1:
+                    ends[row] = follow[row, self._boundary].sum()
+                elif at < len(option) - 1:
+                    logp[row] += float(torch.log(follow[row, option[at + 1]]))
+        p = np.exp(logp) * ends.double().cpu().numpy()
+        return p, float(p.sum())
+
+    @cached_property
+    def _boundary(self) -> Any:
+        """`[vocabulary]` bool: tokens that cannot go on a word or a number (the end included)."""
+        import torch
+
+        size = self.model.get_output_embeddings().weight.shape[0]
+        mask = torch.zeros(size, dtype=torch.bool)
+        texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
+        for i, text in enumerate(texts):
+            head = text[:1]
+            mask[i] = i in self.ends or (head != "" and not (head.isalnum() or head in "_.�"))
+        return mask.to(self.model.device)
+
+
+def _choose(logits: Any, rows: np.ndarray, uniform: np.ndarray, temperature: float, top_p: float) -> Any:
+    """Inverse-transform sampling: draw i takes its token from row `rows[i]` with its own uniform.
+
+    logits `[rows, vocabulary]`, rows and uniform `[draws]` -> token ids `[draws]`.
+    """
+    import torch
+
+    at = torch.as_tensor(rows, device=logits.device)
+    if temperature == 0:
+        return logits.argmax(-1)[at]
+    p = torch.softmax(logits / temperature, -1)
+    if top_p < 1:
+        ordered, index = p.sort(-1, descending=True)
+        ordered[ordered.cumsum(-1) - ordered > top_p] = 0
+        p = torch.zeros_like(p).scatter(-1, index, ordered)
+    mass = p.cumsum(-1, dtype=torch.float64)
+    u = torch.as_tensor(uniform, device=logits.device) * mass[at, -1]
+    if len(at) == len(mass) and bool((at == torch.arange(len(at), device=at.device)).all()):
+        token = torch.searchsorted(mass, u[:, None], right=True)[:, 0]
+    else:
+        token = torch.empty_like(at)
+        for row in range(len(mass)):
+            mine = at == row
+            if bool(mine.any()):
+                token[mine] = torch.searchsorted(mass[row], u[mine], right=True)
+    return token.clamp(max=logits.shape[-1] - 1)
+
+
+def _penalized(logits: Any, prompt: list[int], rows: list[list[int]], penalty: float) -> Any:
+    """Divide (or, below zero, multiply) the logits of tokens that have occurred, as Transformers."""
+    import torch
+
+    logits = logits.clone()
+    for row, said in enumerate(rows):
+        seen = torch.tensor(sorted({*prompt, *said}), device=logits.device)
+        score = logits[row, seen]
+        logits[row, seen] = torch.where(score < 0, score * penalty, score / penalty)
+    return logits
+
+
+def shared_prefix_chat(model: Any, tokenizer: Any) -> "BaseChatModel":
+    """`SharedPrefixReader` as a LangChain chat model.
+
+    `generate([messages], n=..., seed=...)` or `seeds=[...]` draws; `.reader` is the reader itself.
+    Messages end with an AIMessage where the answer's opening is fixed.
+    """
+    from langchain_core.language_models import BaseChatModel
+    from langchain_core.messages import AIMessage
+    from langchain_core.outputs import ChatGeneration, ChatResult
+
+    class SharedPrefixChat(BaseChatModel):
+        reader: Any
+
+        @property
+        def _llm_type(self) -> str:
+            return "shared-prefix-transformers"
+
+        def _generate(
+            self,
+            messages: list["BaseMessage"],
+            stop: list[str] | None = None,
+            run_manager: Any = None,
+            *,
+            n: int = 1,
+            seed: int = 0,
+            seeds: Sequence[int] | None = None,
+            temperature: float = 0.8,
+            top_p: float = 1.0,
+            max_new_tokens: int = 128,
+            repetition_penalty: float = 1.0,
+            decided: Decided | None = None,
+            **_: Any,
+        ) -> ChatResult:
+            tokens = prompt_tokens(self.reader.tokenizer, messages)
+            drawn = self.reader.sample(
+                tokens,
+                list(seeds) if seeds is not None else [seed + i for i in range(n)],
+                temperature,
+                top_p,
+                max_new_tokens,
+                repetition_penalty,
+                decided,
+            )
+            return ChatResult(
+                generations=[
+                    ChatGeneration(
+                        message=AIMessage(content=self.reader.tokenizer.decode(ids)),
+                        generation_info={"finish_reason": finish, "new_tokens": len(ids)},
+                    )
+                    for ids, finish in drawn
+                ]
+            )
+
+    return SharedPrefixChat(reader=SharedPrefixReader(model, tokenizer))
