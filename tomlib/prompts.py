@@ -5,7 +5,6 @@ opening with which every answer starts (assistant). Because the opening is fixed
 the choice wherever the letter comes first, and its probability can be read exactly.
 """
 
-import difflib
 import hashlib
 import json
 import tomllib
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tomlib.errors import TomError
 from tomlib.games import PublicGoodsGame
-from tomlib.scenarios import Scenario, root
+from tomlib.scenarios import Scenario, nearest, root
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
@@ -127,7 +126,7 @@ def opening(scenario: Scenario, answer: str, wording: Wording) -> str:
     Raises:
         TomError: An unknown answer form.
     """
-    return _form(answer, wording)[f"opening_{_family(scenario)}"]
+    return _form(answer, wording)[f"opening_{scenario.game_type}"]
 
 
 def messages(scenario: Scenario, answer: str, wording: Wording) -> "list[BaseMessage]":
@@ -149,7 +148,7 @@ def messages(scenario: Scenario, answer: str, wording: Wording) -> "list[BaseMes
     return template.format_messages(
         context=wording.context_text(scenario),
         game=wording.game_text(scenario),
-        question=_form(answer, wording)[_family(scenario)],
+        question=_form(answer, wording)[scenario.game_type],
         opening=opening(scenario, answer, wording),
     )
 
@@ -158,22 +157,6 @@ def prompt_id(scenario: Scenario, answer: str, wording: Wording) -> str:
     """First 16 hex digits of the sha256 of the rendered messages, roles included."""
     said = [[m.type, m.content] for m in messages(scenario, answer, wording)]
     return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode()).hexdigest()[:16]
-
-
-def nearest(name: str, names: Any) -> str:
-    """A hint for an error: `; did you mean 'x'?` or the list of what there is.
-
-    >>> nearest("quik", ["quick", "laptop"])
-    "; did you mean 'quick'?"
-    >>> nearest("zzz", ["quick", "laptop"])
-    '; there are: laptop, quick'
-    """
-    close = difflib.get_close_matches(str(name), list(names), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(sorted(names))}"
-
-
-def _family(scenario: Scenario) -> str:
-    return "public_goods" if isinstance(scenario.game, PublicGoodsGame) else "two_player"
 
 
 def _form(answer: str, wording: Wording) -> Mapping[str, str]:

@@ -1,0 +1,588 @@
+"""Fine-tuning the student on the teacher's answers: rows, shared-prefix LoRA, adapters.
+
+Rows of one scenario have the same prompt, and the prompt is most of a row. So a training sequence is
+one prompt followed by several answers, each of which sees the prompt and itself only (a block
+attention mask) and counts its positions from the prompt's end. Loss and gradients are those of the
+rows taken one by one; the prompt's forward and backward pass is paid once instead of once per row.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tomlib.engines import load_transformers, prompt_tokens
+from tomlib.errors import TomError
+from tomlib.models import Card, card, weights_id
+from tomlib.profiles import Run
+from tomlib.prompts import messages, opening, prompt_id
+from tomlib.scenarios import Scenario
+
+ANSWERS_PER_PROMPT = 16
+"""Most answers that follow one prompt in a training sequence."""
+
+CHECKPOINT_SECONDS = 60.0
+
+ROW_COLUMNS = ["context", "game", "answer", "prompt", "text", "ended", "weight", "held_out"]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained LoRA adapter on disk."""
+
+    folder: Path
+    fingerprint: str
+    """First 16 hex of the sha256 of everything that decides the training."""
+
+    @property
+    def log(self) -> pd.DataFrame:
+        """One row per optimizer step: `step, epoch, loss, heldout_loss, learning_rate, seconds`."""
+        return pd.read_csv(self.folder / "log.csv")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What was trained on what, and how: the folder's `training.json`."""
+        record: dict[str, Any] = json.loads((self.folder / "training.json").read_text("utf-8"))
+        return record
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def rows(run: Run, draws: pd.DataFrame) -> pd.DataFrame:
+    """Training rows from a teacher's draws (paper, section "Fine-tuning").
+
+    A row is (system prompt, game prompt, answer); only draws whose choice could be read are used.
+    Equal answers to the same prompt are one row with their number as weight.
+
+    Args:
+        run: Gives wording, held-out share and seed.
+        draws: As from `collect`, of two-player scenarios.
+
+    Returns:
+        Columns `ROW_COLUMNS`; `text` goes on from the opening, `ended` says whether the model ended
+        it (or it was cut at the token limit).
+    """
+    usable = draws[draws["outcome"] == "ok"]
+    where = {s.key: s for s in run.scenarios(list(dict.fromkeys(draws["split"])))}
+    limit = {form: run.profile.tokens(form) for form in set(usable["answer"])}
+    built = []
+    for draw in usable.itertuples():
+        scenario = where[(draw.split, draw.context, draw.game)]
+        start = opening(scenario, str(draw.answer), run.wording)
+        text = str(draw.text)
+        cut = pd.notna(draw.new_tokens) and int(draw.new_tokens) >= limit[str(draw.answer)]
+        built.append(
+            (
+                draw.context,
+                draw.game,
+                draw.answer,
+                prompt_id(scenario, str(draw.answer), run.wording),
+                text.removeprefix(start),
+                not cut,
+            )
+        )
+    frame = pd.DataFrame(built, columns=ROW_COLUMNS[:6])
+    frame = frame.groupby(ROW_COLUMNS[:6], sort=False).size().rename("weight").reset_index()
+    chance = np.random.default_rng(run.profile.seed).permutation(len(frame))
+    frame["held_out"] = chance < round(run.profile.held_out * len(frame))
+    return frame
+
+
+def letter_rows(run: Run, counts: pd.DataFrame) -> pd.DataFrame:
+    """Training rows from counts of choices: one row per scenario and letter, weighted by its count.
+
+    Args:
+        run: Gives the wording.
+        counts: Columns `split, context, game, cooperate, defect`.
+
+    Returns:
+        Columns `ROW_COLUMNS`; nothing is held out.
+    """
+    where = {s.key: s for s in run.scenarios(list(dict.fromkeys(counts["split"])))}
+    built = []
+    for cell in counts.itertuples():
+        scenario = where.get((cell.split, cell.context, cell.game))
+        if scenario is None:
+            continue
+        prompt = prompt_id(scenario, "choice", run.wording)
+        for letter, n in (("C", cell.cooperate), ("D", cell.defect)):
+            built.append((cell.context, cell.game, "choice", prompt, f'{letter}"}}', True, n, False))
+    return pd.DataFrame(built, columns=ROW_COLUMNS)
+
+
+# --- the shared-prefix loss -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt and answers to it, as token ids; each answer counts by its weight."""
+
+    prompt: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+    weights: tuple[float, ...]
+
+    @property
+    def mass(self) -> float:
+        """Weighted number of answer tokens: what the loss is divided by, summed over a batch."""
+        return sum(w * len(a) for w, a in zip(self.weights, self.answers, strict=True))
+
+
+def group_nll(model: Any, group: Group, temperature: float = 1.0) -> Any:
+    """Weighted sum of the answers' negative log-likelihoods, in nats, from one forward pass.
+
+    Args:
+        model: A causal language model (adapter included).
+        group: One prompt and its answers.
+        temperature: Divides the logits; 1 is plain SFT.
+
+    Returns:
+        A scalar tensor with gradient.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    device = next(model.parameters()).device
+    n = len(group.prompt)
+    lengths = [len(a) for a in group.answers]
+    total = n + sum(lengths)
+    # The last token of an answer predicts nothing that counts, but keeps the layout plain.
+    ids = torch.tensor([*group.prompt, *(t for a in group.answers for t in a)], device=device)
+    segment = torch.zeros(total, dtype=torch.long, device=device)
+    position = torch.arange(total, device=device)
+    predictor: list[int] = []
+    start = n
+    for number, length in enumerate(lengths, start=1):
+        segment[start : start + length] = number
+        position[start : start + length] = torch.arange(n, n + length, device=device)
+        predictor += [n - 1, *range(start, start + length - 1)]
+        start += length
+    order = torch.arange(total, device=device)
+    sees = (order[:, None] >= order[None, :]) & (
+        (segment[None, :] == 0) | (segment[:, None] == segment[None, :])
+    )
+    dtype = next(model.parameters()).dtype
+    mask = torch.zeros(1, 1, total, total, dtype=dtype, device=device)
+    mask.masked_fill_(~sees, torch.finfo(dtype).min)
+    used, back = np.unique(predictor, return_inverse=True)
+    out = model(
+        input_ids=ids[None],
+        position_ids=position[None],
+        attention_mask=mask,
+        logits_to_keep=torch.as_tensor(used, device=device),
+        use_cache=False,
+    )
+    logits = out.logits[0].float()
+    if temperature != 1.0:
+        logits = logits / temperature
+    logp = F.log_softmax(logits, -1)
+    weight = torch.tensor(
+        [w for w, k in zip(group.weights, lengths, strict=True) for _ in range(k)], device=device
+    )
+    return -(weight * logp[torch.as_tensor(back, device=device), ids[n:]]).sum()
+
+
+def groups_of(
+    run: Run, tokenizer: Any, frame: pd.DataFrame, objective: str, per_prompt: int, rng: Any
+) -> list[Group]:
+    """The rows as training groups: shuffled within and over prompts by `rng`.
+
+    Args:
+        run: Gives scenarios and wording.
+        tokenizer: The student's.
+        frame: Rows as from `rows` or `letter_rows`.
+        objective: `sft`: whole answers and the end token. `distill`: the first token only, weights
+            normalized to the distribution over answers.
+        per_prompt: Most answers in a group.
+        rng: A numpy Generator; None keeps file order.
+    """
+    where = {prompt_id(s, a, run.wording): (s, a) for s, a in _prompts(run, frame)}
+    built: list[Group] = []
+    for prompt, part in frame.groupby("prompt", sort=False):
+        scenario, answer = where[str(prompt)]
+        head = tuple(prompt_tokens(tokenizer, messages(scenario, answer, run.wording)))
+        if rng is not None:
+            part = part.iloc[rng.permutation(len(part))]
+        tails: list[tuple[tuple[int, ...], float]] = []
+        for row in part.itertuples():
+            ids = list(tokenizer(str(row.text), add_special_tokens=False)["input_ids"])
+            if objective == "distill":
+                tails.append(((ids[0],), float(row.weight) / float(part["weight"].sum())))
+            else:
+                tail = [*ids, tokenizer.eos_token_id] if row.ended else ids
+                tails.append((tuple(tail), float(row.weight)))
+        for at in range(0, len(tails), per_prompt):
+            some = tails[at : at + per_prompt]
+            built.append(Group(head, tuple(t for t, _ in some), tuple(w for _, w in some)))
+    if rng is not None:
+        built = [built[i] for i in rng.permutation(len(built))]
+    return built
+
+
+def _prompts(run: Run, frame: pd.DataFrame) -> Iterator[tuple[Scenario, str]]:
+    forms = list(dict.fromkeys(frame["answer"]))
+    for scenario in run.scenarios("in_sample"):
+        for form in forms:
+            yield scenario, form
+
+
+def _batches(groups: Sequence[Group], size: int, by_rows: bool) -> Iterator[list[Group]]:
+    """Consecutive groups until `size` rows (or `size` groups) are together."""
+    batch: list[Group] = []
+    filled = 0
+    for group in groups:
+        batch.append(group)
+        filled += len(group.answers) if by_rows else 1
+        if filled >= size:
+            yield batch
+            batch, filled = [], 0
+    if batch:
+        yield batch
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a training besides base weights and rows."""
+
+    objective: str
+    learning_rate: float
+    epochs: int
+    batch: int
+    batch_by_rows: bool
+    r: int
+    alpha: int
+    dropout: float
+    modules: tuple[str, ...]
+    temperature: float
+    seed: int
+    max_steps: int
+
+
+def settings(run: Run, arm: str) -> Settings:
+    """The settings of an arm (`family` or `published`) of a run.
+
+    Raises:
+        TomError: An unknown arm.
+    """
+    p = run.profile
+    if arm not in run.arms:
+        raise TomError(f"arm {arm!r}: profile {p.name!r} has {', '.join(run.arms)}")
+    family = arm == "family"
+    objective = p.objective if family else p.published_objective
+    return Settings(
+        objective=objective,
+        learning_rate=p.learning_rate if family else p.published_learning_rate,
+        epochs=p.epochs if family else p.published_epochs,
+        batch=p.batch_rows if family else p.published_batch,
+        batch_by_rows=family,
+        r=p.lora_r,
+        alpha=p.lora_alpha,
+        dropout=p.lora_dropout,
+        modules=p.lora_modules,
+        # Distillation matches the distribution that sampling will have.
+        temperature=p.temperature if objective == "distill" else 1.0,
+        seed=p.seed,
+        max_steps=p.max_steps,
+    )
+
+
+def fingerprint(student: Card, how: Settings, frame: pd.DataFrame) -> str:
+    """First 16 hex of the sha256 of base weights, settings and rows."""
+    said = {
+        "base": weights_id(student),
+        "settings": how.__dict__ | {"modules": sorted(how.modules)},
+        "rows": frame[ROW_COLUMNS[3:]].to_dict("records"),
+    }
+    text = json.dumps(said, sort_keys=True, ensure_ascii=False, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def find_adapter(run: Run, arm: str, mark: str) -> Adapter | None:
+    """The finished adapter of that fingerprint: the shipped one, else the run's own, else None."""
+    for base in (run.shipped, run.folder):
+        folder = base / "adapters" / f"{arm}-{mark}" if base else None
+        if folder and (folder / "training.json").is_file():
+            return Adapter(folder, mark)
+    return None
+
+
+def check_base(folder: Path, student: Card) -> None:
+    """Refuse an adapter that was trained on other weights.
+
+    Raises:
+        TomError: It belongs to another base model, or has no readable record.
+    """
+    path = folder / "training.json"
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        base, name = record["base"], record["student"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TomError(f"{path}: no readable training record ({type(error).__name__})") from None
+    if base != weights_id(student):
+        raise TomError(
+            f"{folder}: this adapter belongs to {name!r} ({str(base)[:12]}), not to "
+            f"{student.name!r} ({weights_id(student)[:12]}); train one or name its own student"
+        )
+
+
+def train(run: Run, arm: str, frame: pd.DataFrame, *, progress: bool = True) -> Adapter:
+    """The arm's adapter: found by its fingerprint, else trained, from its last checkpoint if any.
+
+    Args:
+        run: Profile and folders.
+        arm: `family` or `published`.
+        frame: Rows as from `rows` or `letter_rows`.
+        progress: Whether to show a bar.
+
+    Raises:
+        TomError: No rows; the loss is not finite; the disk is full.
+    """
+    student = card(run.profile.student)
+    how = settings(run, arm)
+    if frame.empty or not (~frame["held_out"]).any():
+        raise TomError(f"arm {arm!r}: no training rows; ask the teacher first (chapter 02)")
+    mark = fingerprint(student, how, frame)
+    found = find_adapter(run, arm, mark)
+    if found is not None:
+        check_base(found.folder, student)
+        return found
+    return _train(run, arm, frame, student, how, mark, progress)
+
+
+def _train(
+    run: Run, arm: str, frame: pd.DataFrame, student: Card, how: Settings, mark: str, progress: bool
+) -> Adapter:
+    import torch
+    from accelerate import Accelerator
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from tqdm.auto import tqdm
+
+    folder = run.folder / "adapters" / f"{arm}-{mark}"
+    part = folder.with_name(folder.name + ".part")
+    part.mkdir(parents=True, exist_ok=True)
+    if run.profile.threads:
+        torch.set_num_threads(run.profile.threads)
+    accelerator = Accelerator()
+    torch.manual_seed(how.seed)
+    base, tokenizer = load_transformers(student)
+    config = LoraConfig(
+        r=how.r,
+        lora_alpha=how.alpha,
+        lora_dropout=how.dropout,
+        target_modules=list(how.modules),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        bare = get_peft_model(base, config)
+    except ValueError as error:
+        raise TomError(f"lora_modules = {list(how.modules)}: {error}") from None
+    optimizer = torch.optim.AdamW(
+        [p for p in bare.parameters() if p.requires_grad], lr=how.learning_rate, weight_decay=0.0
+    )
+    model, optimizer = accelerator.prepare(bare, optimizer)
+    kept, out = frame[~frame["held_out"]], frame[frame["held_out"]]
+    held_out = groups_of(run, tokenizer, out, how.objective, ANSWERS_PER_PROMPT, None)
+
+    def epoch_batches(epoch: int) -> list[list[Group]]:
+        rng = np.random.default_rng([how.seed, epoch])
+        groups = groups_of(run, tokenizer, kept, how.objective, ANSWERS_PER_PROMPT, rng)
+        return list(_batches(groups, how.batch, how.batch_by_rows))
+
+    batches = [(epoch, b) for epoch in range(how.epochs) for b in epoch_batches(epoch)]
+    if how.max_steps:
+        batches = batches[: how.max_steps]
+    names = [name for name, p in bare.named_parameters() if p.requires_grad]
+    done, log = _resume(part, bare, optimizer, names)
+    seconds = log[-1]["seconds"] if log else 0.0
+    began = saved = time.monotonic()
+    bar = tqdm(
+        total=len(batches), initial=done, desc=f"train {arm}", unit="step", disable=not progress
+    )
+    if not log and held_out:
+        log.append(_log_row(0, 0, math.nan, _mean_nll(model, held_out, how), 0.0, 0.0))
+    for step in range(done, len(batches)):
+        epoch, batch = batches[step]
+        rate = how.learning_rate * 0.5 * (1 + math.cos(math.pi * step / len(batches)))
+        for g in optimizer.param_groups:
+            g["lr"] = rate
+        torch.manual_seed(how.seed * 1_000_003 + step)  # dropout, if any, is the step's own
+        model.train()
+        loss = _backward(accelerator, model, batch, how)
+        if not math.isfinite(loss):
+            raise TomError(f"arm {arm!r}: the loss is {loss} at step {step + 1}; lower the learning rate")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ends_epoch = step + 1 == len(batches) or batches[step + 1][0] != epoch
+        value = _mean_nll(model, held_out, how) if ends_epoch and held_out else math.nan
+        now = time.monotonic()
+        log.append(_log_row(step + 1, epoch + 1, loss, value, rate, seconds + now - began))
+        bar.update()
+        bar.set_postfix(loss=f"{loss:.3f}")
+        if accelerator.is_main_process and now - saved > CHECKPOINT_SECONDS:
+            _checkpoint(part, bare, optimizer, names, step + 1, log)
+            saved = now
+    bar.close()
+    if accelerator.is_main_process:
+        record = {
+            "arm": arm,
+            "fingerprint": mark,
+            "student": student.name,
+            "base": weights_id(student),
+            "settings": how.__dict__ | {"modules": list(how.modules)},
+            "rows": int(kept["weight"].sum()),
+            "distinct_rows": len(kept),
+            "held_out_rows": int(out["weight"].sum()),
+            "steps": len(batches),
+            "seconds": round(log[-1]["seconds"], 1),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        state = {k: v.half().contiguous() for k, v in get_peft_model_state_dict(bare).items()}
+        _finish(part, folder, state, config, record, pd.DataFrame(log))
+    accelerator.wait_for_everyone()
+    return Adapter(folder, mark)
+
+
+def _backward(accelerator: Any, model: Any, batch: list[Group], how: Settings) -> float:
+    """Gradients of a batch's mean loss per answer token, shared out over the processes."""
+    import torch
+
+    world, rank = accelerator.num_processes, accelerator.process_index
+    mine = batch[rank::world]
+    if not mine:  # every process has to take part in the gradient exchange
+        idle = batch[0]
+        mine = [Group(idle.prompt, idle.answers[:1], (0.0,))]
+    mass = sum(g.mass for g in batch)
+    total = torch.zeros((), device=accelerator.device)
+    for at, group in enumerate(mine):
+        last = at + 1 == len(mine)
+        with nullcontext() if last else accelerator.no_sync(model):
+            nll = group_nll(model, group, how.temperature) / mass
+            accelerator.backward(nll * world)
+            total += nll.detach()
+    return float(accelerator.reduce(total, "sum"))
+
+
+def _mean_nll(model: Any, groups: Sequence[Group], how: Settings) -> float:
+    """Mean negative log-likelihood per answer token, in nats, without gradients."""
+    import torch
+
+    model.eval()
+    with torch.inference_mode():
+        total = sum(float(group_nll(model, g, how.temperature)) for g in groups)
+    return total / sum(g.mass for g in groups)
+
+
+def _log_row(
+    step: int, epoch: int, loss: float, heldout: float, rate: float, seconds: float
+) -> dict[str, float]:
+    return {
+        "step": step,
+        "epoch": epoch,
+        "loss": loss,
+        "heldout_loss": heldout,
+        "learning_rate": rate,
+        "seconds": round(seconds, 2),
+    }
+
+
+# --- checkpoints: safetensors only, replaced in one step -----------------------------------------
+
+
+def _checkpoint(
+    part: Path, model: Any, optimizer: Any, names: list[str], step: int, log: list[dict[str, float]]
+) -> None:
+    params = dict(model.named_parameters())
+    tensors = {f"param.{n}": params[n].detach() for n in names}
+    for n in names:
+        for key, value in optimizer.state[params[n]].items():
+            tensors[f"{key}.{n}"] = value.detach().float()
+    _save_tensors(tensors, part / "checkpoint.safetensors", {"step": str(step), "log": json.dumps(log)})
+
+
+def _resume(
+    part: Path, model: Any, optimizer: Any, names: list[str]
+) -> tuple[int, list[dict[str, float]]]:
+    """Put the last checkpoint back: (steps done, log). A checkpoint is whole or not there."""
+    import torch
+    from safetensors import safe_open
+
+    path = part / "checkpoint.safetensors"
+    if not path.is_file():
+        return 0, []
+    try:
+        with safe_open(str(path), "pt") as held:
+            meta = held.metadata()
+            tensors = {key: held.get_tensor(key) for key in held.keys()}  # noqa: SIM118
+        params = dict(model.named_parameters())
+        with torch.no_grad():
+            for n in names:
+                params[n].copy_(tensors[f"param.{n}"])
+                optimizer.state[params[n]] = {
+                    key: tensors[f"{key}.{n}"].to("cpu" if key == "step" else params[n].device)
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        return int(meta["step"]), json.loads(meta["log"])
+    except Exception as error:
+        raise TomError(
+            f"{path}: damaged checkpoint ({type(error).__name__}); remove it to train from the start"
+        ) from None
+
+
+def _save_tensors(tensors: dict[str, Any], path: Path, meta: dict[str, str]) -> None:
+    from safetensors.torch import save
+
+    data = save({k: v.contiguous().cpu() for k, v in tensors.items()}, metadata=meta)
+    _write(path, data)
+
+
+def _finish(
+    part: Path, folder: Path, state: dict[str, Any], config: Any, record: dict[str, Any], log: pd.DataFrame
+) -> None:
+    """Adapter, log and record, then one rename: a finished folder is always complete."""
+    _save_tensors(state, part / "adapter_model.safetensors", {"format": "pt"})
+    config.base_model_name_or_path = record["student"]
+    config.inference_mode = True
+    try:
+        config.save_pretrained(str(part))
+    except OSError as error:
+        raise TomError(f"{part}: cannot write the adapter ({error.strerror})") from None
+    _write(part / "log.csv", log.to_csv(index=False).encode())
+    _write(part / "training.json", (json.dumps(record, indent=1) + "\n").encode())
+    (part / "checkpoint.safetensors").unlink(missing_ok=True)
+    os.replace(part, folder)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace a file in one step.
+
+    Raises:
+        TomError: The disk is full or read-only.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, path)
+    except OSError as error:
+        raise TomError(f"{path}: cannot write ({error.strerror}); free some space and go on") from None
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else str(value)
