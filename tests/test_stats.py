@@ -1,0 +1,182 @@
+"""Textbook tests against each other: statsmodels, scipy and formulas by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+from statsmodels.stats.proportion import confint_proportions_2indep, test_proportions_2indep
+from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
+
+from tomlib import stats
+
+test_proportions_2indep.__test__ = False  # a library function, not one of ours
+
+PAIRS = [(225, 300, 213, 300), (1, 20, 12, 25), (0, 300, 77, 300), (10, 10, 9, 10), (3, 7, 3, 7)]
+
+
+@pytest.mark.parametrize(("x", "n"), [(225, 300), (0, 300), (20, 20), (1, 3)])
+def test_wilson_is_scipys(x, n):
+    low, high = stats.wilson(x, n)
+    theirs = scipy_stats.binomtest(x, n).proportion_ci(0.95, "wilson")
+    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+def test_wilson_of_no_draws_and_of_an_exact_probability():
+    low, high = stats.wilson([0, 0.3], [0, np.inf])
+    assert np.isnan([low[0], high[0]]).all()
+    assert (low[1], high[1]) == (0.3, 0.3)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_newcombe_is_statsmodels(pair):
+    theirs = confint_proportions_2indep(*pair, method="newcomb", compare="diff")
+    assert stats.newcombe(*pair) == pytest.approx(theirs, abs=1e-9)
+
+
+def test_newcombes_own_example():
+    """Newcombe (1998), table II: 56/70 against 48/80, method 10."""
+    low, high = stats.newcombe(56, 70, 48, 80)
+    assert (round(float(low), 4), round(float(high), 4)) == (0.0524, 0.3339)
+
+
+@pytest.mark.parametrize("pair", PAIRS[:4])
+def test_z_squared_is_the_chi_squared_of_scipy(pair):
+    x1, n1, x2, n2 = pair
+    z, p = stats.two_proportions(*pair)
+    table = [[x1, n1 - x1], [x2, n2 - x2]]
+    theirs = scipy_stats.chi2_contingency(table, correction=False)
+    assert float(z) ** 2 == pytest.approx(theirs.statistic)
+    assert float(p) == pytest.approx(theirs.pvalue)
+    assert np.sign(z) == np.sign(x1 / n1 - x2 / n2)
+
+
+def test_z_without_any_variation_or_draws():
+    z, p = stats.two_proportions([0, 30, 0], [30, 30, 0], [0, 40, 4], [40, 40, 9])
+    np.testing.assert_array_equal(z, [0, 0, np.nan])
+    np.testing.assert_array_equal(p, [1, 1, np.nan])
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_equivalence_is_the_larger_of_two_one_sided_tests(pair):
+    x1, n1, x2, n2 = pair
+    p1, p2 = (x1 + 1) / (n1 + 2), (x2 + 1) / (n2 + 2)
+    se = np.sqrt(p1 * (1 - p1) / (n1 + 2) + p2 * (1 - p2) / (n2 + 2))
+    by_hand = max(
+        scipy_stats.norm.sf((p1 - p2 + 0.1) / se), scipy_stats.norm.cdf((p1 - p2 - 0.1) / se)
+    )
+    assert float(stats.equivalence(*pair, margin=0.1)) == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_equivalence_needs_draws_not_absence_of_evidence():
+    few, many = stats.equivalence([8, 800], [10, 1000], [8, 800], [10, 1000])
+    assert few > 0.05 > many
+
+
+def test_holm_and_benjamini_hochberg():
+    p = [0.01, 0.04, 0.03, np.nan, 0.005]
+    np.testing.assert_allclose(stats.adjust(p, "holm"), [0.03, 0.06, 0.06, np.nan, 0.02])
+    known = [0.01, 0.04, 0.03, 0.005]
+    np.testing.assert_allclose(
+        stats.adjust(p, "bh")[[0, 1, 2, 4]], scipy_stats.false_discovery_control(known)
+    )
+
+
+def counts(*rows):
+    return pd.DataFrame(rows, columns=["context", "game", "cooperate", "defect"])
+
+
+def test_proportion_tests_pairs_by_name_and_says_what_was_shown():
+    a, b, c, d = (("a", "g"), ("b", "g"), ("c", "g"), ("d", "g"))
+    before = counts((*a, 700, 300), (*b, 500, 500), (*c, 5, 5), (*d, 5000, 5000))
+    after = counts((*b, 100, 900), (*a, 702, 298), (*c, 6, 4), (*d, 5300, 4700))
+    tests = stats.proportion_tests(before, after).set_index("context")
+    verdicts = {"a": "same", "b": "changed", "c": "undecided", "d": "both"}
+    assert tests["verdict"].to_dict() == verdicts
+    assert tests.loc["b", "difference"] == pytest.approx(-0.4)
+    assert tests.loc["b", "high"] < tests.loc["b", "high90"] * 0.9 < 0  # 95 % is wider than 90 %
+    assert (tests["low"] < tests["difference"]).all()
+
+
+def test_table1_rule_by_hand():
+    rule = stats.table1_rule([0.713333333], [0.633333333]).iloc[0]
+    assert rule["se"] == pytest.approx(np.sqrt(0.713333333 * 0.286666667 / 300))
+    assert rule["z"] == pytest.approx(0.08 / rule["se"])
+    assert rule["p_value"] == pytest.approx(scipy_stats.norm.sf(rule["z"]))
+    assert rule["stars"] == "***"  # p = 0.0011 is printed as 0.00
+    assert stats.table1_rule([0.75], [0.7133]).iloc[0]["stars"] == ""
+
+
+def test_welch_is_scipys_and_statsmodels():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(0, 1, 30), rng.normal(0.5, 3, 50)
+    ours = stats.welch(x, y)
+    theirs = scipy_stats.ttest_ind(x, y, equal_var=False)
+    assert ours == pytest.approx((theirs.statistic, theirs.df, theirs.pvalue))
+    t, p, df = CompareMeans(DescrStatsW(x), DescrStatsW(y)).ttest_ind(usevar="unequal")
+    assert ours == pytest.approx((t, df, p))
+
+
+def test_welch_against_a_sample_without_spread():
+    test = stats.welch([5, 7, 7, 6], [7, 7, 7])
+    one_sample = scipy_stats.ttest_1samp([5, 7, 7, 6], 7)
+    assert test == pytest.approx((one_sample.statistic, one_sample.df, one_sample.pvalue))
+
+
+def test_bootstrap_is_seeded_paired_and_clustered():
+    x = np.array([0.1, 0.4, 0.3, 0.9, 0.5, 0.2, 0.8, 0.6])
+
+    def gap(a, b, axis):
+        return np.mean(a - b, axis)
+
+    same = [stats.bootstrap(gap, x, x + 0.1, resamples=500, seed=3) for _ in range(2)]
+    assert same[0] == same[1]
+    # Resampled together, a - b is always -0.1: no spread at all.
+    assert (same[0].low, same[0].high) == pytest.approx((-0.1, -0.1))
+    mean = stats.bootstrap(np.mean, x, resamples=4000, method="percentile")
+    se = x.std(ddof=0) / len(x) ** 0.5
+    assert mean.high - mean.low == pytest.approx(2 * 1.96 * se, rel=0.1)
+    assert mean != stats.bootstrap(np.mean, x, resamples=4000, seed=1, method="percentile")
+
+
+def test_bootstrap_bca_is_scipys():
+    x = np.array([0.1, 0.4, 0.3, 0.9, 0.5, 0.2, 3.0])
+    ours = stats.bootstrap(np.mean, x, resamples=999, seed=0)
+    theirs = scipy_stats.bootstrap(
+        (x,), np.mean, n_resamples=999, rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert ours.method == "BCa"
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_bootstrap_of_two_scenarios_gives_no_interval():
+    assert np.isnan(stats.bootstrap(np.mean, [0.1, 0.2]).low)
+    assert stats.bootstrap(np.mean, [0.1, 0.2]).estimate == pytest.approx(0.15)
+
+
+def test_fieller_covers_and_knows_when_it_cannot():
+    low, high = stats.fieller([1, 1], [2, 0.1], [0.01, 0.01], [0.01, 0.01], [0, 0])
+    assert low[0] < 0.5 < high[0]
+    assert (low[1], high[1]) == (-np.inf, np.inf)
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(1, 0.3, 4000), rng.normal(4, 0.4, 4000)
+    low, high = stats.fieller(a, b, 0.09, 0.16, 0)
+    assert np.mean((low < 0.25) & (high > 0.25)) == pytest.approx(0.95, abs=0.012)
+
+
+KEYS = {"split": "in_sample", "context": "a", "game": "g", "model": "m", "answer": "choice"}
+
+
+def test_exact_agreement_finds_the_readout_that_is_wrong():
+    sampled = pd.DataFrame(
+        [KEYS | {"game": game, "cooperate": 150, "defect": 150} for game in "ghi"]
+    )
+    exact = pd.DataFrame(
+        [
+            KEYS | {"game": game, "p_cooperate": p, "coverage": 0.99}
+            for game, p in zip("gh", (0.52, 0.9), strict=True)
+        ]
+    )
+    table = stats.exact_agreement(sampled, exact)
+    assert table["agrees"].tolist() == [True, False]  # i has no readout and is left out
+    assert table["p"][0] == pytest.approx(scipy_stats.binomtest(150, 300, 0.52).pvalue)
+    assert table["draws"].tolist() == [300, 300]
