@@ -1,0 +1,131 @@
+"""The public goods game: contributions, their means and distributions.
+
+>>> table = pd.DataFrame(
+...     [("teacher", 7, 300), ("student", 5, 226), ("student", 7, 74), ("tuned", 5, 162),
+...      ("tuned", 7, 138)], columns=["model", "contribution", "count"])
+>>> improvement(table)
+0.28318584070796465
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from tomlib import alignment, stats
+
+
+def counts(draws: pd.DataFrame) -> pd.DataFrame:
+    """Count the contributions to a public good.
+
+    Args:
+        draws: One row a draw (`model, choice, outcome`); `choice` is a whole number of dollars or
+            missing.
+
+    Returns:
+        One row a model and contribution: `model, contribution, count`; the contribution is `<NA>`
+        for answers without a readable one, which are counted too.
+    """
+    given = draws[["model"]].assign(
+        contribution=pd.to_numeric(draws["choice"], errors="coerce").astype("Int64")
+    )
+    models = pd.CategoricalDtype(list(given["model"].unique()), ordered=True)
+    counted = given.astype({"model": models}).groupby(
+        ["model", "contribution"], dropna=False, observed=True
+    )
+    return counted.size().reset_index(name="count").astype({"model": object})
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean contributions with standard errors.
+
+    Args:
+        table: Counts (`model, contribution, count`) or exact probabilities (`model, contribution,
+            p`), whose mean has no sampling error.
+
+    Returns:
+        One row a model: `model, mean, sd, se, draws, unread`.
+    """
+    rows = []
+    for model, group in table.groupby("model", sort=False):
+        weight = group["p" if "p" in group else "count"].astype(float)
+        read = group["contribution"].notna()
+        given, share = group.loc[read, "contribution"].astype(float), weight[read]
+        total = share.sum()
+        mean = float((given * share).sum() / total) if total else float("nan")
+        spread = float(((given - mean) ** 2 * share).sum())
+        if "p" in group:
+            draws, sd, se = float("inf"), (spread / total) ** 0.5, 0.0
+        else:
+            draws = float(total)
+            sd = (spread / (draws - 1)) ** 0.5 if draws > 1 else float("nan")
+            se = sd / draws**0.5 if draws > 1 else float("nan")
+        rows.append((model, mean, sd, se, draws, float(weight[~read].sum())))
+    return pd.DataFrame(rows, columns=["model", "mean", "sd", "se", "draws", "unread"])
+
+
+def compare_means(
+    table: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]] = (("student", "tuned"), ("tuned", "teacher")),
+) -> pd.DataFrame:
+    """Welch's t tests of mean contributions, from the counts.
+
+    Returns:
+        One row a pair: `first, second, difference` (of their means), `t, df, p` (two-sided).
+    """
+    given = summary(table).set_index("model")[["mean", "sd", "draws"]]
+    rows = []
+    for first, second in pairs:
+        mean1, sd1, draws1 = (float(number) for number in given.loc[first].to_numpy())
+        mean2, sd2, draws2 = (float(number) for number in given.loc[second].to_numpy())
+        test = stats.welch_from_summary(mean1, sd1, draws1, mean2, sd2, draws2)
+        rows.append((first, second, mean1 - mean2, *test))
+    return pd.DataFrame(rows, columns=["first", "second", "difference", "t", "df", "p"])
+
+
+def improvement(table: pd.DataFrame) -> float:
+    """The paper's improvement, (tuned - student) / (teacher - student), of mean contributions."""
+    means = summary(table).set_index("model")["mean"]
+    return float(alignment.ratio(means["teacher"], means["student"], means["tuned"]))
+
+
+def distances(
+    table: pd.DataFrame, endowment: int = 10, teacher: str = "teacher", pseudo: float = 0.5
+) -> pd.DataFrame:
+    """Distance of every other model's contributions from the teacher's.
+
+    Args:
+        table: Counts or exact probabilities (see `summary`).
+        endowment: The largest contribution; every whole number from 0 on is possible.
+        teacher: The model to compare with.
+        pseudo: Draws added to every possible contribution before KL is taken.
+
+    Returns:
+        One row a model: `model, total_variation, jensen_shannon, kullback_leibler`, and
+        `wasserstein`, the mean number of dollars by which contributions would have to be moved.
+    """
+    exact = "p" in table
+    wide = (
+        table.dropna(subset="contribution")
+        .pivot_table(
+            index="model", columns="contribution", values="p" if exact else "count", aggfunc="sum"
+        )
+        .reindex(columns=range(endowment + 1))
+        .fillna(0.0)
+        .astype(float)
+    )
+    draws = np.full(len(wide), np.inf) if exact else wide.sum(axis=1).to_numpy()
+    share = wide.div(wide.sum(axis=1), axis=0).to_numpy()
+    smooth = alignment.smoothed(share, draws, pseudo)
+    own = wide.index.get_loc(teacher)
+    result = pd.DataFrame(
+        {"model": wide.index}
+        | alignment.distribution_distances(share[own], share)
+        | {
+            "kullback_leibler": alignment.distribution_distances(smooth[own], smooth)[
+                "kullback_leibler"
+            ],
+            "wasserstein": np.abs(np.cumsum(share[own] - share, axis=-1)).sum(-1),
+        }
+    )
+    return result[result["model"] != teacher].reset_index(drop=True)
