@@ -252,7 +252,9 @@ def improvement_by(
                 "pooled_distance": measured["pooled distance-based"],
             }
         )
-    return pd.DataFrame(rows)
+    names = ["scenarios", "flagged", "exacerbates", "overcorrects", "improvement", "low", "high"]
+    names += ["pooled", "distance_based", "pooled_distance"]
+    return pd.DataFrame(rows, columns=[by, *names])
 
 
 def improvement_measures(
@@ -476,8 +478,9 @@ def scorecard(
             "scenarios": len(used),
         }
         rows.append(row | dict.fromkeys(constant.get(name, ()), float("nan")))
-    noise = (comparison["teacher"] * (1 - comparison["teacher"])) * (
-        1 / comparison["n_teacher"] + 1 / comparison["n_tuned"]
+    draws = comparison[["n_teacher", "n_tuned"]].where(lambda n: n > 0)
+    noise = (
+        comparison["teacher"] * (1 - comparison["teacher"]) * (1 / draws).sum(axis=1, skipna=False)
     )
     again = {
         "prediction": "teacher drawn again",
@@ -485,7 +488,9 @@ def scorecard(
         "spread": float(comparison["teacher"].std(ddof=0)),
         "scenarios": int(comparison["teacher"].notna().sum()),
     }
-    return pd.DataFrame([*rows, again])
+    columns = ["prediction", "gap", "low", "high", "correlation", "within_context", "spread"]
+    columns += ["against_tuned", "against_low", "against_high", "scenarios"]
+    return pd.DataFrame([*rows, again], columns=columns)
 
 
 def in_words(card: pd.DataFrame, tuned: str = "the tuned student") -> str:

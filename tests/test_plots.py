@@ -1,0 +1,182 @@
+"""What the figures show: heights, intervals and labels are the numbers of their tables."""
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.container import BarContainer, ErrorbarContainer
+
+from tomlib import alignment, contributions, plots, published, stats
+
+COUNTS = published.roles().query("split == 'in_sample'")
+COMPARISON = alignment.compare(COUNTS)
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    plots.style()
+    yield
+    for number in plt.get_fignums():
+        plt.figure(number).canvas.draw()  # a figure that cannot be drawn fails here
+    plt.close("all")
+    plt.rcdefaults()
+
+
+def bars(ax):
+    return [c for c in ax.containers if isinstance(c, BarContainer)]
+
+
+def heights(ax):
+    return [patch.get_height() for container in bars(ax) for patch in container]
+
+
+def labels(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_propensity_shows_every_rate_with_its_interval():
+    grid = plots.propensity(COUNTS)
+    assert grid.shape == (2, 2)
+    for row, model in zip(grid, ("student", "teacher"), strict=True):
+        rates = sorted(alignment.rates(COUNTS[COUNTS["model"] == model])["rate"])
+        for ax in row:
+            assert sorted(heights(ax)) == pytest.approx(rates)
+            assert all(container.errorbar is not None for container in bars(ax))
+    by_context, by_game = grid[1]
+    assert (len(by_context.get_xticks()), len(by_game.get_xticks())) == (5, 4)
+    low, high = stats.wilson(246, 300)  # friendsharing / prisoner's dilemma of the teacher
+    segments = [s for c in bars(by_context) for s in c.errorbar[2][0].get_segments()]
+    assert any(s[:, 1] == pytest.approx([float(low), float(high)]) for s in segments)
+
+
+def test_propensity_marks_the_published_figures():
+    grid = plots.propensity(COUNTS, models=("teacher",), published=COUNTS)
+    assert "published" in labels(grid[0, 0])
+    marked = np.concatenate(
+        [line.get_ydata() for line in grid[0, 0].lines if line.get_marker() == "D"]
+    )
+    assert sorted(marked) == pytest.approx(sorted(heights(grid[0, 0])))
+
+
+def test_the_same_model_has_the_same_colour_everywhere():
+    grid = plots.propensity(COUNTS)
+    teacher = bars(grid[1, 0])[0].patches[0].get_facecolor()
+    left, _ = plots.public_goods(published.public_goods())
+    assert matplotlib.colors.to_hex(teacher) == plots.TEACHER.lower()
+    assert matplotlib.colors.to_hex(left.patches[0].get_facecolor()) == plots.TEACHER.lower()
+
+
+def test_improvement_bars_are_the_means_by_group():
+    by_game, by_context = plots.improvement_bars(COMPARISON, resamples=100)
+    expected = alignment.improvement_by(COMPARISON, "game", resamples=100)
+    assert heights(by_game) == pytest.approx(list(100 * expected["improvement"]))
+    expected = alignment.improvement_by(COMPARISON, "context", resamples=100)
+    assert heights(by_context) == pytest.approx(list(100 * expected["improvement"]))
+    assert "mean: 46.6 %" in labels(by_game)
+    assert 46.65 in [round(float(y), 2) for line in by_game.lines for y in line.get_ydata()]
+
+
+def test_improvement_beside_the_published_one():
+    other = COMPARISON.assign(tuned=COMPARISON["teacher"])  # complete alignment
+    by_game, _ = plots.improvement_bars(other, COMPARISON, label="smoke", resamples=100)
+    assert len(heights(by_game)) == 8
+    assert heights(by_game)[:4] == pytest.approx([100] * 4)
+    assert {"smoke", "published", "mean, smoke: 100.0 %"} <= set(labels(by_game))
+
+
+def test_improvement_outside_the_limits_is_drawn_at_the_edge():
+    wild = COMPARISON.assign(tuned=np.where(COMPARISON.index == 17, 0.0, COMPARISON["tuned"]))
+    assert 100 * alignment.improvement(wild)["improvement"].max() > 3000
+    by_game, _ = plots.improvement_bars(wild, resamples=50)
+    assert by_game.get_ylim()[1] <= plots.IMPROVEMENT_LIMITS[1]
+    triangles = [
+        line for line in by_game.lines if line.get_marker() == "^" and len(line.get_xdata())
+    ]
+    assert len(triangles) == 1
+
+
+def test_public_goods_means_and_distributions():
+    given = published.public_goods()
+    left, right = plots.public_goods(given)
+    assert heights(left) == pytest.approx([7, 1648 / 300, 5.92])
+    assert sum(heights(right)) == pytest.approx(3)  # three distributions
+    summary = contributions.summary(given)
+    segments = [s for c in bars(left) for s in c.errorbar[2][0].get_segments()]
+    lengths = [(s[1, 1] - s[0, 1]) / 2 for s in segments]
+    assert lengths == pytest.approx(list(summary["se"]))
+    exact = given.assign(p=given["count"] / 300).drop(columns="count")
+    left, right = plots.public_goods(exact, published=given)
+    assert heights(left)[:3] == pytest.approx(heights(left)[3:])
+    assert "tuned (published)" in labels(right)
+
+
+def test_forest_plot_has_every_row_and_the_margin():
+    tests = stats.proportion_tests(
+        COUNTS.query("model == 'teacher'"),
+        published.roles().query("model == 'teacher' and split == 'scaled_games'"),
+    )
+    ax = plots.scaled_differences(tests, margin=0.05, model="teacher")
+    points = {line.get_label(): line.get_xdata() for line in ax.lines}
+    assert (len(points["changed (Holm)"]), len(points["not shown"])) == (15, 5)
+    assert "±0.05" in labels(ax)
+    assert ax.get_yticklabels()[0].get_text() == "IR / prisoners dilemma"
+    first = ax.collections[0].get_segments()[0]
+    assert first[:, 0] == pytest.approx(tests.loc[0, ["low", "high"]].tolist())
+
+
+def test_exact_against_sampled_crosses_out_what_does_not_agree():
+    exact = COUNTS.assign(p_cooperate=COUNTS["cooperate"] / 300, coverage=1.0)
+    agreement = stats.exact_agreement(COUNTS, exact)
+    assert "do not agree (Holm)" not in labels(plots.exact_vs_sampled(agreement))
+    exact.iloc[0, exact.columns.get_loc("p_cooperate")] = 0.9
+    ax = plots.exact_vs_sampled(stats.exact_agreement(COUNTS, exact))
+    crossed = next(line for line in ax.lines if line.get_marker() == "x")
+    assert crossed.get_xdata() == pytest.approx([0.9])
+    assert sum(isinstance(c, ErrorbarContainer) for c in ax.containers) == 5  # one a model
+
+
+def test_training_curves():
+    log = pd.DataFrame(
+        {
+            "step": [1, 2, 3, 4],
+            "epoch": [0.5, 1.0, 1.5, 2.0],
+            "loss": [2.0, 1.5, 1.2, 1.0],
+            "heldout_loss": [np.nan, 1.8, np.nan, 1.6],
+        }
+    )
+    ax = plots.loss_curve(log)
+    assert ax.lines[0].get_ydata().tolist() == [2.0, 1.5, 1.2, 1.0]
+    assert ax.lines[1].get_xdata().tolist() == [2, 4]
+    curve = pd.DataFrame({"rows": [300, 100], "gap": [0.2, 0.3], "low": 0.1, "high": 0.4})
+    ax = plots.learning_curve(curve)
+    assert ax.lines[0].get_xdata().tolist() == [100, 300]
+    ax = plots.learning_curve(curve.drop(columns=["low", "high"]).assign(split=["a", "b"]))
+    assert labels(ax) == ["a", "b"]
+
+
+def test_teacher_vs_tuned_and_scores():
+    ax = plots.teacher_vs_tuned(COMPARISON, published=COMPARISON)
+    assert {"student", "tuned", "tuned (published)", "team"} <= set(labels(ax))
+    card = alignment.scorecard(COMPARISON, resamples=50)
+    ax = plots.scores(card)
+    widths = [patch.get_width() for patch in ax.patches]
+    assert widths == pytest.approx(list(card["gap"]))
+
+
+def test_figures_survive_what_small_runs_give():
+    """One scenario, a model without a readable answer, no training log yet."""
+    one = COUNTS.query("context == 'IR' and game == 'stag_hunt'").copy()
+    one.loc[one["model"] == "tuned", ["cooperate", "defect"]] = 0
+    side = alignment.compare(one)
+    plots.propensity(one, published=COUNTS)
+    plots.improvement_bars(side, COMPARISON, resamples=20)
+    plots.teacher_vs_tuned(side, COMPARISON)
+    plots.scores(alignment.scorecard(side, resamples=20))
+    plots.scaled_differences(stats.proportion_tests(one.iloc[:1], one.iloc[:1]))
+    plots.loss_curve(pd.DataFrame(columns=["step", "epoch", "loss", "heldout_loss"], dtype=float))
+    nobody = published.public_goods().assign(contribution=pd.array([pd.NA] * 5, dtype="Int64"))
+    plots.public_goods(nobody)
