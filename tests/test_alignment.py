@@ -353,3 +353,12 @@ def test_contribution_distances_are_scipys():
     teacher[7] += 300
     tuned[[5, 7]] += 162, 138
     assert far["kullback_leibler"] == pytest.approx(entropy(teacher, tuned, base=2))
+
+
+def test_contribution_improvement_has_the_interval_of_redrawn_answers():
+    gone = contributions.improvement(published.public_goods())
+    rng = np.random.default_rng(0)
+    student = 5 + 2 * rng.binomial(300, 74 / 300, 20_000) / 300
+    tuned = 5 + 2 * rng.binomial(300, 138 / 300, 20_000) / 300
+    low, high = np.quantile((tuned - student) / (7 - student), [0.025, 0.975])
+    assert (gone.low, gone.high) == pytest.approx((low, high), abs=0.006)

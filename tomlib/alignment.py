@@ -493,6 +493,12 @@ def scorecard(
     return pd.DataFrame([*rows, again], columns=columns)
 
 
+_GUESSES = {
+    "teacher's mean": "a constant, the teacher's mean",
+    "teacher in training": "the teacher's answers to the same scenarios in training",
+}
+
+
 def in_words(card: pd.DataFrame, tuned: str = "the tuned student") -> str:
     """Say plainly what a scorecard means; a tuned student that loses to a constant is told so.
 
@@ -511,7 +517,7 @@ def in_words(card: pd.DataFrame, tuned: str = "the tuned student") -> str:
     for name, row in rows.items():
         if not name.startswith("teacher's") and name != "teacher in training":
             continue
-        what = "a constant, the teacher's mean" if name == "teacher's mean" else f"the {name}"
+        what = _GUESSES.get(name, f"the {name}")
         verb = "beats" if row["against_tuned"] > 0 else "LOSES TO"
         if abs(row["against_tuned"]) < 5e-4:
             verb = "ties with"
