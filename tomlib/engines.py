@@ -13,6 +13,7 @@ so our own chat model, `SharedPrefixChat`, reads a prompt once whatever the numb
 
 import gc
 import secrets
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ class Engine:
     parallel: int
     """Completions that one request may ask for."""
     per_draw_seeds: bool
-    """True where a draw depends on its own seed alone (up to rounding), so that resuming is exact."""
+    """True where a draw depends on its own seed (up to rounding), so that resuming is exact."""
     prefill: str = "native"
     """How the server goes on with a started answer: native, continue_final_message or none."""
     close: Callable[[], None] = field(default=lambda: None)
@@ -111,67 +112,93 @@ def open_engine(
     raise TomError(f"{card.name}: unknown engine {kind!r} (transformers, llamacpp, endpoint)")
 
 
+@dataclass(frozen=True)
+class Request:
+    """A prompt, and one seed per draw that is wanted of it."""
+
+    messages: "Sequence[BaseMessage]"
+    seeds: Sequence[int]
+    decided: Decided | None = None
+    """Where given, a draw may stop as soon as this is true of its text."""
+
+
 def ask(
     engine: Engine,
-    messages: "Sequence[BaseMessage]",
-    seeds: Sequence[int],
+    requests: Sequence[Request],
     *,
     temperature: float,
     top_p: float = 1.0,
     max_new_tokens: int = 128,
     repetition_penalty: float = 1.0,
-    decided: Decided | None = None,
-) -> list[Completion]:
-    """One completion per seed.
+) -> list[list[Completion]]:
+    """The completions of each request, one per seed.
 
     Args:
         engine: Who answers.
-        messages: As from `prompts.messages`; the last one, if an AIMessage, is the fixed opening.
-        seeds: One per draw.
+        requests: Messages as from `prompts.messages`: the last one, if an AIMessage, is the fixed
+            opening.
         temperature: 0 is greedy.
         top_p: Nucleus; 1 is off.
         max_new_tokens: Most tokens per draw.
         repetition_penalty: As in Transformers; 1 is off.
-        decided: Where given, a draw may stop as soon as this is true of its text.
 
     Raises:
         TomError: The server gave no answer, or an unreadable one.
     """
-    said = list(messages)
-    opening = str(said[-1].content) if said[-1].type == "ai" else ""
-    if engine.per_draw_seeds:
-        result = engine.chat.generate(
-            [said],
-            seeds=list(seeds),
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            repetition_penalty=repetition_penalty,
-            decided=decided,
-        )
-        return [_completion(g, seed, "") for g, seed in zip(result.generations[0], seeds, strict=True)]
+    reader = getattr(engine.chat, "reader", None)
+    if reader is None:
+        options = _server_options(engine, temperature, top_p, max_new_tokens, repetition_penalty)
+        return [_ask_server(engine, request, options) for request in requests]
+    drawn = reader.sample(
+        [prompt_tokens(reader.tokenizer, r.messages) for r in requests],
+        [i for i, r in enumerate(requests) for _ in r.seeds],
+        [seed for r in requests for seed in r.seeds],
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        repetition_penalty=repetition_penalty,
+        decided=[r.decided for r in requests],
+    )
+    flat = iter(drawn)
+    return [
+        [
+            Completion(reader.tokenizer.decode(ids), finish, len(ids), seed)
+            for seed, (ids, finish) in zip(r.seeds, flat, strict=False)
+        ]
+        for r in requests
+    ]
+
+
+def _server_options(
+    engine: Engine, temperature: float, top_p: float, max_new_tokens: int, penalty: float
+) -> dict[str, Any]:
     options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_new_tokens}
     extra: dict[str, Any] = {}
-    if top_p != 1.0:
-        options["top_p"] = top_p
-    if repetition_penalty != 1.0:
-        extra["repeat_penalty" if engine.name.startswith("llama.cpp") else "repetition_penalty"] = (
-            repetition_penalty
-        )
     if engine.name.startswith("llama.cpp"):
         # The server's own defaults cut the distribution (top-k 40, min-p); the experiment does not.
-        extra |= {"top_k": 0, "min_p": 0.0, "top_p": top_p}
-        options.pop("top_p", None)
-    if opening and engine.prefill == "continue_final_message":
+        extra |= {"top_k": 0, "min_p": 0.0, "top_p": top_p, "repeat_penalty": penalty}
+    else:
+        if top_p != 1.0:
+            options["top_p"] = top_p
+        if penalty != 1.0:
+            extra["repetition_penalty"] = penalty
+    if engine.prefill == "continue_final_message":
         extra |= {"continue_final_message": True, "add_generation_prompt": False}
+    return options | {"extra_body": extra}
+
+
+def _ask_server(engine: Engine, request: Request, options: dict[str, Any]) -> list[Completion]:
+    """Draws of one prompt, as many per call as the server has room for, until all are there."""
+    said = list(request.messages)
+    opening = str(said[-1].content) if said[-1].type == "ai" else ""
     if opening and engine.prefill == "none":
         said = said[:-1]
     out: list[Completion] = []
-    while len(out) < len(seeds):
-        seed = seeds[len(out)]
-        n = min(engine.parallel, len(seeds) - len(out))
+    while len(out) < len(request.seeds):
+        seed = request.seeds[len(out)]
+        n = min(engine.parallel, len(request.seeds) - len(out))
         try:
-            result = engine.chat.generate([said], n=n, seed=seed, extra_body=extra, **options)
+            result = engine.chat.generate([said], n=n, seed=seed, **options)
         except Exception as error:
             if n > 1 and "ontext size" in str(error):
                 engine.parallel = max(1, engine.parallel // 2)
@@ -180,7 +207,7 @@ def ask(
         got = [_completion(g, seed, opening) for g in result.generations[0]]
         if not got:
             raise TomError(f"{engine.name}: the server sent no choices")
-        out += got[: len(seeds) - len(out)]
+        out += got[: len(request.seeds) - len(out)]
     return out
 
 
@@ -237,8 +264,9 @@ def _open_llamacpp(card: Card, threads: int | None, parallel: int, context: int)
         max_retries=2,
     )
     holder = [server]
-    return Engine(chat, f"llama.cpp (xllamacpp {version('xllamacpp')})", parallel, False,
-                  close=holder.clear)
+    return Engine(
+        chat, f"llama.cpp (xllamacpp {version('xllamacpp')})", parallel, False, close=holder.clear
+    )
 
 
 def _open_endpoint(card: Card, parallel: int) -> Engine:
@@ -259,8 +287,9 @@ def _open_endpoint(card: Card, parallel: int) -> Engine:
         timeout=600,
         max_retries=6,
     )
-    return Engine(chat, f"endpoint ({card.model_id or card.name})", parallel, False,
-                  prefill=card.prefill)
+    return Engine(
+        chat, f"endpoint ({card.model_id or card.name})", parallel, False, prefill=card.prefill
+    )
 
 
 # --- Transformers with a shared prefix ------------------------------------------------------------
@@ -351,20 +380,32 @@ class Prefix:
 
 
 class _Branches:
-    """A Transformers cache for rows that branch off one prefix: holds the rows' own tokens only.
+    """A Transformers cache for rows that branch off prefixes: holds the rows' own tokens only.
 
-    Speaks the part of the cache protocol that a decoder's forward pass uses.
+    Rows are ordered by prefix, so that each prefix meets its rows as one block. Speaks the part of
+    the cache protocol that a decoder's forward pass uses.
     """
 
     is_compileable = False
 
-    def __init__(self, prefix: Prefix, rows: int, room: int) -> None:
-        heads, _, width = prefix.keys[0].shape
-        like = prefix.keys[0]
-        self.prefix = prefix
+    def __init__(self, prefixes: Sequence[Prefix], owner: Sequence[int], room: int) -> None:
+        like = prefixes[0].keys[0]
+        heads, _, width = like.shape
+        self.prefixes = list(prefixes)
+        self.own(owner)
         self.length = 0
-        self.keys = [like.new_empty(rows, heads, room, width) for _ in prefix.keys]
-        self.values = [like.new_empty(rows, heads, room, width) for _ in prefix.keys]
+        shape = (len(owner), heads, room, width)
+        self.keys = [like.new_empty(shape) for _ in prefixes[0].keys]
+        self.values = [like.new_empty(shape) for _ in prefixes[0].keys]
+
+    def own(self, owner: Sequence[int]) -> None:
+        """Say which prefix each row branches off; in ascending order."""
+        self.owner = list(owner)
+        self.blocks = [
+            (prefix, bisect_left(self.owner, i), bisect_right(self.owner, i))
+            for i, prefix in enumerate(self.prefixes)
+            if i in self.owner
+        ]
 
     def update(self, key: Any, value: Any, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
         start, stop = self.length, self.length + key.shape[2]
@@ -374,22 +415,30 @@ class _Branches:
             self.length = stop
         return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
 
-    def select(self, rows: Any) -> None:
+    def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be named more than once."""
+        at = list(rows)
+        if at == list(range(len(self.owner))):
+            return
         for part in (self.keys, self.values):
             for layer, old in enumerate(part):
-                new = old.new_empty(len(rows), *old.shape[1:])
-                new[:, :, : self.length] = old[rows, :, : self.length]
+                new = old.new_empty(len(at), *old.shape[1:])
+                new[:, :, : self.length] = old[at, :, : self.length]
                 part[layer] = new
+        self.own([self.owner[row] for row in at])
+
+    def positions(self) -> list[int]:
+        """The position of the next token of each row."""
+        return [len(self.prefixes[i].tokens) + self.length for i in self.owner]
 
     def get_seq_length(self, *_: Any) -> int:
-        return len(self.prefix.tokens) + self.length
+        return self.length
 
     def get_mask_sizes(self, query_length: int, *_: Any) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
+        return self.length + query_length, 0
 
     def get_query_offset(self, *_: Any) -> int:
-        return self.get_seq_length()
+        return self.length
 
 
 _reading: list[_Branches] = []
@@ -399,31 +448,33 @@ _reading: list[_Branches] = []
 def _shared_prefix_attention(
     module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **_: Any
 ) -> tuple[Any, None]:
-    """One new token per row against a prefix that all rows share, then the row's own tokens.
+    """One new token per row against a prefix that many rows share, then the row's own tokens.
 
-    The rows' queries meet the prefix as one matrix product, so its keys and values are neither
-    copied nor read once per row. query `[rows, heads, 1, d]`, key `[rows, kv heads, own, d]`.
+    All rows of a prefix meet it as one matrix product, so its keys and values are neither copied nor
+    read once per row. query `[rows, heads, 1, d]`, key and value `[rows, kv heads, own, d]`.
     """
     import torch
 
-    branches = _reading[-1]
     layer = module.layer_idx
     rows, heads, _, d = query.shape
     kv = key.shape[1]
     group = heads // kv
     scale = scaling if scaling is not None else d**-0.5
     q = (query * scale).view(rows, kv, group, d)
-    flat = q.permute(1, 0, 2, 3).reshape(kv, rows * group, d)
-    shared = torch.matmul(flat, branches.prefix.keys[layer].transpose(1, 2))
     own = torch.matmul(q, key.transpose(2, 3))
-    shared = shared.view(kv, rows, group, -1).permute(1, 0, 2, 3)
-    weights = torch.softmax(torch.cat([shared, own], dim=-1), dim=-1, dtype=torch.float32)
-    weights = weights.to(query.dtype)
-    n = shared.shape[-1]
-    over = weights[..., :n].permute(1, 0, 2, 3).reshape(kv, rows * group, n)
-    out = torch.matmul(over, branches.prefix.values[layer]).view(kv, rows, group, d)
-    result = out.permute(1, 0, 2, 3) + torch.matmul(weights[..., n:], value)
-    return result.reshape(rows, 1, heads, d), None
+    out = torch.empty_like(q)
+    for prefix, start, stop in _reading[-1].blocks:
+        some, n = stop - start, len(prefix.tokens)
+        flat = q[start:stop].permute(1, 0, 2, 3).reshape(kv, some * group, d)
+        shared = torch.matmul(flat, prefix.keys[layer].transpose(1, 2))
+        shared = shared.view(kv, some, group, n).permute(1, 0, 2, 3)
+        score = torch.cat([shared, own[start:stop]], dim=-1)
+        weight = torch.softmax(score, dim=-1, dtype=torch.float32).to(query.dtype)
+        over = weight[..., :n].permute(1, 0, 2, 3).reshape(kv, some * group, n)
+        seen = torch.matmul(over, prefix.values[layer]).view(kv, some, group, d)
+        torch.matmul(weight[..., n:], value[start:stop], out=out[start:stop])
+        out[start:stop] += seen.permute(1, 0, 2, 3)
+    return out.view(rows, 1, heads, d), None
 
 
 @contextmanager
@@ -492,15 +543,15 @@ class SharedPrefixReader:
         )
         return self._last
 
-    def step(self, branches: _Branches, tokens: Any) -> Any:
-        """One more token on every branch. tokens `[rows]` -> logits `[rows, vocabulary]`, fp32."""
+    def step(self, branches: _Branches, tokens: Sequence[int]) -> Any:
+        """One more token on every branch: tokens `[rows]` -> logits `[rows, vocabulary]`, fp32."""
         import torch
 
+        device = self.model.device
         with torch.inference_mode(), _attending(self.model, branches):
-            position = torch.full_like(tokens[:, None], branches.get_seq_length())
             out = self.model(
-                input_ids=tokens[:, None],
-                position_ids=position,
+                input_ids=torch.tensor(tokens, device=device)[:, None],
+                position_ids=torch.tensor(branches.positions(), device=device)[:, None],
                 past_key_values=branches,
                 use_cache=True,
             )
@@ -508,64 +559,83 @@ class SharedPrefixReader:
 
     def sample(
         self,
-        tokens: list[int],
+        prompts: Sequence[list[int]],
+        owner: Sequence[int],
         seeds: Sequence[int],
+        *,
         temperature: float,
-        top_p: float,
-        max_new_tokens: int,
-        repetition_penalty: float,
-        decided: Decided | None,
+        top_p: float = 1.0,
+        max_new_tokens: int = 128,
+        repetition_penalty: float = 1.0,
+        decided: Sequence[Decided | None] | None = None,
     ) -> list[tuple[list[int], str]]:
-        """Draw one continuation per seed: (token ids without the end token, finish reason)."""
+        """Draw one continuation per seed.
+
+        Args:
+            prompts: Token ids of one or more prompts.
+            owner: For each draw, the number of its prompt; ascending.
+            seeds: One per draw. A draw depends on its own seed, prompt and the settings alone.
+            temperature: 0 is greedy.
+            top_p: Nucleus; 1 is off.
+            max_new_tokens: Most tokens per draw.
+            repetition_penalty: As in Transformers; 1 is off.
+            decided: Per prompt, when a draw may stop.
+
+        Returns:
+            Per draw: token ids without the end token, and `stop` or `length`.
+        """
         import torch
 
-        prefix = self.read(tokens)
+        prefixes = [self.read(tokens) for tokens in prompts]
         n = len(seeds)
         uniforms = np.stack(
             [np.random.Generator(np.random.Philox(s)).random(max_new_tokens) for s in seeds]
         )
         said: list[list[int]] = [[] for _ in range(n)]
         finish = ["length"] * n
-        state = np.zeros(n, dtype=np.int64)  # the batch row that each draw is on
+        # Draws with the same prompt that have said the same so far are one row of the batch.
+        row = np.asarray(owner, dtype=np.int64)
+        row_owner = list(range(len(prefixes)))
+        row_said: list[list[int]] = [[] for _ in prefixes]
         live = np.arange(n)
         branches: _Branches | None = None
-        row_tokens: list[list[int]] = [[]]  # what each batch row has said so far
-        logits = prefix.logits[None]
+        logits = torch.stack([prefix.logits for prefix in prefixes])
         for step in range(max_new_tokens):
             if repetition_penalty != 1.0:
-                logits = _penalized(logits, tokens, row_tokens, repetition_penalty)
-            chosen = _choose(logits, state[live], uniforms[live, step], temperature, top_p)
-            going: list[int] = []
-            next_row: dict[tuple[int, int], int] = {}
-            parents: list[int] = []
+                before = [
+                    [*prompts[o], *words] for o, words in zip(row_owner, row_said, strict=True)
+                ]
+                logits = _penalized(logits, before, repetition_penalty)
+            chosen = _choose(logits, row[live], uniforms[live, step], temperature, top_p)
+            children: dict[tuple[int, int], int] = {}
             verdict: dict[tuple[int, int], bool] = {}
+            going: list[int] = []
             for draw, token in zip(live.tolist(), chosen.tolist(), strict=True):
+                at = (int(row[draw]), token)
                 if token in self.ends:
                     finish[draw] = "stop"
                     continue
                 said[draw].append(token)
-                at = (int(state[draw]), token)
-                if decided is not None:
+                until = decided[owner[draw]] if decided else None
+                if until is not None:
                     if at not in verdict:
-                        verdict[at] = decided(self.tokenizer.decode(said[draw]))
+                        verdict[at] = until(self.tokenizer.decode(said[draw]))
                     if verdict[at]:
                         finish[draw] = "stop"
                         continue
-                if at not in next_row:
-                    next_row[at] = len(parents)
-                    parents.append(at[0])
-                state[draw] = next_row[at]
+                row[draw] = children.setdefault(at, len(children))
                 going.append(draw)
             live = np.array(going, dtype=np.int64)
             if not going or step + 1 == max_new_tokens:
                 break
-            row_tokens = [[*row_tokens[parent], token] for parent, token in next_row]
-            feed = torch.tensor([t for _, t in next_row], device=self.model.device)
+            parents = [parent for parent, _ in children]
+            row_owner = [row_owner[parent] for parent in parents]
+            row_said = [[*row_said[parent], token] for parent, token in children]
             if branches is None:
-                branches = _Branches(prefix, len(parents), max_new_tokens)
-            elif parents != list(range(branches.keys[0].shape[0])):
-                branches.select(torch.tensor(parents, device=self.model.device))
-            logits = self.step(branches, feed)
+                branches = _Branches(prefixes, row_owner, max_new_tokens)
+            else:
+                branches.select(parents)
+            logits = self.step(branches, [token for _, token in children])
         return list(zip(said, finish, strict=True))
 
     def option_probabilities(
@@ -588,13 +658,13 @@ class SharedPrefixReader:
         prefix = self.read(tokens)
         ids = [self.tokenizer(o, add_special_tokens=False)["input_ids"] for o in options]
         longest = max(map(len, ids))
-        branches = _Branches(prefix, len(ids), longest)
+        branches = _Branches([prefix], [0] * len(ids), longest)
         logp = np.zeros(len(ids))
         first = torch.log_softmax(prefix.logits / temperature, -1)
         logp += np.array([float(first[i[0]]) for i in ids])
         ends = torch.zeros(len(ids), device=prefix.logits.device)
         for at in range(longest):
-            feed = torch.tensor([i[min(at, len(i) - 1)] for i in ids], device=self.model.device)
+            feed = [i[min(at, len(i) - 1)] for i in ids]
             follow = torch.softmax(self.step(branches, feed) / temperature, -1)
             for row, option in enumerate(ids):
                 if at == len(option) - 1:
@@ -618,7 +688,9 @@ class SharedPrefixReader:
         return mask.to(self.model.device)
 
 
-def _choose(logits: Any, rows: np.ndarray, uniform: np.ndarray, temperature: float, top_p: float) -> Any:
+def _choose(
+    logits: Any, rows: np.ndarray, uniform: np.ndarray, temperature: float, top_p: float
+) -> Any:
     """Inverse-transform sampling: draw i takes its token from row `rows[i]` with its own uniform.
 
     logits `[rows, vocabulary]`, rows and uniform `[draws]` -> token ids `[draws]`.
@@ -646,13 +718,13 @@ def _choose(logits: Any, rows: np.ndarray, uniform: np.ndarray, temperature: flo
     return token.clamp(max=logits.shape[-1] - 1)
 
 
-def _penalized(logits: Any, prompt: list[int], rows: list[list[int]], penalty: float) -> Any:
+def _penalized(logits: Any, before: list[list[int]], penalty: float) -> Any:
     """Divide (or, below zero, multiply) the logits of tokens that have occurred, as Transformers."""
     import torch
 
     logits = logits.clone()
-    for row, said in enumerate(rows):
-        seen = torch.tensor(sorted({*prompt, *said}), device=logits.device)
+    for row, words in enumerate(before):
+        seen = torch.tensor(sorted(set(words)), device=logits.device)
         score = logits[row, seen]
         logits[row, seen] = torch.where(score < 0, score * penalty, score / penalty)
     return logits
@@ -692,14 +764,16 @@ def shared_prefix_chat(model: Any, tokenizer: Any) -> "BaseChatModel":
             **_: Any,
         ) -> ChatResult:
             tokens = prompt_tokens(self.reader.tokenizer, messages)
+            own = list(seeds) if seeds is not None else [seed + i for i in range(n)]
             drawn = self.reader.sample(
-                tokens,
-                list(seeds) if seeds is not None else [seed + i for i in range(n)],
-                temperature,
-                top_p,
-                max_new_tokens,
-                repetition_penalty,
-                decided,
+                [tokens],
+                [0] * len(own),
+                own,
+                temperature=temperature,
+                top_p=top_p,
+                max_new_tokens=max_new_tokens,
+                repetition_penalty=repetition_penalty,
+                decided=[decided],
             )
             return ChatResult(
                 generations=[

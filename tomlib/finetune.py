@@ -119,7 +119,9 @@ def letter_rows(run: Run, counts: pd.DataFrame) -> pd.DataFrame:
             continue
         prompt = prompt_id(scenario, "choice", run.wording)
         for letter, n in (("C", cell.cooperate), ("D", cell.defect)):
-            built.append((cell.context, cell.game, "choice", prompt, f'{letter}"}}', True, n, False))
+            built.append(
+                (cell.context, cell.game, "choice", prompt, f'{letter}"}}', True, n, False)
+            )
     return pd.DataFrame(built, columns=ROW_COLUMNS)
 
 
@@ -424,7 +426,9 @@ def _train(
         model.train()
         loss = _backward(accelerator, model, batch, how)
         if not math.isfinite(loss):
-            raise TomError(f"arm {arm!r}: the loss is {loss} at step {step + 1}; lower the learning rate")
+            raise TomError(
+                f"arm {arm!r}: the loss is {loss} at step {step + 1}; lower the learning rate"
+            )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ends_epoch = step + 1 == len(batches) or batches[step + 1][0] != epoch
@@ -512,7 +516,9 @@ def _checkpoint(
     for n in names:
         for key, value in optimizer.state[params[n]].items():
             tensors[f"{key}.{n}"] = value.detach().float()
-    _save_tensors(tensors, part / "checkpoint.safetensors", {"step": str(step), "log": json.dumps(log)})
+    _save_tensors(
+        tensors, part / "checkpoint.safetensors", {"step": str(step), "log": json.dumps(log)}
+    )
 
 
 def _resume(
@@ -552,7 +558,12 @@ def _save_tensors(tensors: dict[str, Any], path: Path, meta: dict[str, str]) -> 
 
 
 def _finish(
-    part: Path, folder: Path, state: dict[str, Any], config: Any, record: dict[str, Any], log: pd.DataFrame
+    part: Path,
+    folder: Path,
+    state: dict[str, Any],
+    config: Any,
+    record: dict[str, Any],
+    log: pd.DataFrame,
 ) -> None:
     """Adapter, log and record, then one rename: a finished folder is always complete."""
     _save_tensors(state, part / "adapter_model.safetensors", {"format": "pt"})
@@ -581,7 +592,9 @@ def _write(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(file.name, path)
     except OSError as error:
-        raise TomError(f"{path}: cannot write ({error.strerror}); free some space and go on") from None
+        raise TomError(
+            f"{path}: cannot write ({error.strerror}); free some space and go on"
+        ) from None
 
 
 def _plain(value: Any) -> Any:

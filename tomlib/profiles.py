@@ -148,7 +148,9 @@ def override(profile: Profile, changes: Mapping[str, Any]) -> Profile:
     new: dict[str, Any] = {}
     for key, value in changes.items():
         if key not in types:
-            raise TomError(f"unknown parameter {key!r}{nearest(key, ['profile', 'replay', *types])}")
+            raise TomError(
+                f"unknown parameter {key!r}{nearest(key, ['profile', 'replay', *types])}"
+            )
         if value is not None:
             new[key] = _typed(key, value, types[key], "parameter")
     changed = replace(profile, **new)
@@ -161,14 +163,18 @@ def _typed(key: str, value: Any, wanted: Any, where: str) -> Any:
     if get_origin(wanted) is tuple:
         if isinstance(value, str):
             value = [part for part in value.split(",") if part]
-        if isinstance(value, (list, tuple)) and all(isinstance(v, get_args(wanted)[0]) for v in value):
+        if isinstance(value, (list, tuple)) and all(
+            isinstance(v, get_args(wanted)[0]) for v in value
+        ):
             return tuple(value)
     elif wanted is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     elif isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
         return value
     kind = "a list of texts" if get_origin(wanted) is tuple else wanted.__name__
-    raise TomError(f"{where}: {key} = {str(value)[:40]!r} must be {kind}, not {type(value).__name__}")
+    raise TomError(
+        f"{where}: {key} = {str(value)[:40]!r} must be {kind}, not {type(value).__name__}"
+    )
 
 
 def _check(profile: Profile) -> None:
@@ -230,7 +236,9 @@ class Run:
         Raises:
             TomError: The split is unknown, or the profile's contexts and games leave nothing of it.
         """
-        return scenarios(split, list(self.profile.contexts) or None, list(self.profile.games) or None)
+        return scenarios(
+            split, list(self.profile.contexts) or None, list(self.profile.games) or None
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The profile's values, for a manifest."""
@@ -247,7 +255,9 @@ def new_run(profile: Profile, *, replay: bool = True, chapter: str = "") -> Run:
     """
     base = Path(os.environ.get("TOM_RUNS", root() / "runs"))
     shipped = root() / "data" / "runs" / profile.name
-    return Run(profile, base / profile.name, shipped if replay and shipped.is_dir() else None, chapter)
+    return Run(
+        profile, base / profile.name, shipped if replay and shipped.is_dir() else None, chapter
+    )
 
 
 _NOTEBOOK_OWN = {"In", "Out", "exit", "quit", "open", "get_ipython"}

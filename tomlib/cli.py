@@ -1,0 +1,232 @@
+"""The `tom` command: models, scenarios, draws, chapters, book, all from one place."""
+
+import argparse
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tomlib import __version__
+from tomlib.errors import TomError
+from tomlib.profiles import CHAPTERS, Run, load_profile, new_run, profile_names
+from tomlib.prompts import ANSWERS
+from tomlib.scenarios import find, nearest, scenarios
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 when it went well, 2 after a one-line error, 130 after Ctrl-C."""
+    arguments = _parser().parse_args(argv)
+    act: Callable[[argparse.Namespace], int | None] = arguments.act
+    try:
+        return act(arguments) or 0
+    except TomError as error:
+        print(f"tom: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print(
+            "tom: stopped; all draws made so far are kept, the same command goes on from here",
+            file=sys.stderr,
+        )
+        return 130
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def _models(a: argparse.Namespace) -> int:
+    from tomlib import models
+
+    if a.what == "list":
+        for c in models.cards().values():
+            here = "here" if models.is_fetched(c) else "-"
+            print(f"{c.name:24} {c.kind:10} {c.parameters:>6} {here:5} {c.licence}")
+        return 0
+    wanted = a.names or [c.name for c in models.cards().values() if models.is_fetched(c)]
+    if not wanted:
+        raise TomError(
+            "no model has been fetched yet: name one, e.g. tom models fetch smollm2-135m"
+        )
+    for name in wanted:
+        c = models.card(name)
+        if a.what == "fetch":
+            print(f"{name}: {models.fetch(c)}")
+        else:
+            models.verify(c)
+            print(f"{name}: sha256 as in its card")
+    return 0
+
+
+def _scenarios(a: argparse.Namespace) -> None:
+    for s in scenarios(a.split):
+        numbers = " ".join(f"{x:g}" for x in s.game.payoffs)
+        print(f"{s.split:13} {s.name:35} {numbers}")
+
+
+def _show(a: argparse.Namespace) -> None:
+    from tomlib.prompts import messages, prompt_id
+
+    run = new_run(load_profile(a.profile, **_parameters(a.p)))
+    scenario = find(a.scenario, a.split)
+    for message in messages(scenario, a.answer, run.wording):
+        print(f"[{message.type}]\n{message.content}\n")
+    print(f"prompt {prompt_id(scenario, a.answer, run.wording)}")
+
+
+def _plan(a: argparse.Namespace) -> None:
+    from tomlib.reproduce import costs, planned
+
+    run = _run_of(a)
+    table = planned(run)
+    print(table.to_string(index=False))
+    print()
+    print(costs(run, table).to_string(index=False))
+
+
+def _run(a: argparse.Namespace) -> None:
+    from tomlib.reproduce import run_chapters
+
+    chapters = [_chapter(c) for c in a.chapters] or list(CHAPTERS)
+    given = _parameters(a.p)
+    run = new_run(load_profile(a.profile, **given))
+    for path in run_chapters(run, chapters, given, replay=not a.fresh):
+        print(path)
+
+
+def _reproduce(a: argparse.Namespace) -> None:
+    from tomlib.reproduce import reproduce
+
+    given = _parameters(a.p)
+    run = new_run(load_profile(a.profile, **given), replay=False)
+    print(reproduce(run, given, book=not a.no_book))
+
+
+def _book(a: argparse.Namespace) -> None:
+    from tomlib.reproduce import build_book
+
+    print(build_book(Path(a.notebooks) if a.notebooks else None, Path(a.out) if a.out else None))
+
+
+def _verify(a: argparse.Namespace) -> int:
+    if a.run == "published":
+        from tomlib.published import verify
+
+        problems = verify(a.authors_repo)
+    else:
+        from tomlib.reproduce import verify_run
+
+        problems = verify_run(Path(a.run))
+    if len(problems):
+        print(problems.to_string(index=False))
+        print(f"tom: {a.run}: {len(problems)} problems", file=sys.stderr)
+        return 2
+    print(f"{a.run}: complete, nothing differs")
+    return 0
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def _run_of(a: argparse.Namespace) -> Run:
+    return new_run(load_profile(a.profile, **_parameters(a.p)))
+
+
+def _chapter(name: str) -> str:
+    """A chapter by its number, its name, or its file."""
+    stem = Path(name).stem
+    for chapter in CHAPTERS:
+        if stem in (chapter, chapter[:2], chapter[1:2], chapter[3:]):
+            return chapter
+    raise TomError(f"chapter {name!r} is unknown{nearest(stem, CHAPTERS)}")
+
+
+def _parameters(pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """`-p name value` pairs; a value is read as TOML where it is TOML, else as text."""
+    given: dict[str, Any] = {}
+    for name, text in pairs:
+        try:
+            given[name] = tomllib.loads(f"v = {text}")["v"]
+        except tomllib.TOMLDecodeError:
+            given[name] = text
+    return given
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tom",
+        description="Run, rerun and check the experiment.",
+        epilog="example: tom run 04 --profile quick -p n 20",
+    )
+    parser.add_argument("--version", action="version", version=f"tom {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, act: Callable[..., Any], says: str, example: str) -> Any:
+        sub = commands.add_parser(
+            name, help=says, description=f"{says[0].upper()}{says[1:]}.", epilog=f"example: {example}"
+        )
+        sub.set_defaults(act=act)
+        return sub
+
+    def with_profile(sub: Any) -> None:
+        names = ", ".join(profile_names())
+        sub.add_argument("--profile", default="quick", help=f"one of {names}, or a .toml file")
+        sub.add_argument(
+            "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+            help="a value in place of the profile's; may be given again",
+        )  # fmt: skip
+
+    sub = command(
+        "models", _models, "list the model cards, fetch or verify weights",
+        "tom models fetch smollm2-135m",
+    )  # fmt: skip
+    sub.add_argument("what", choices=("list", "fetch", "verify"), nargs="?", default="list")
+    sub.add_argument("names", nargs="*", metavar="MODEL")
+
+    sub = command("scenarios", _scenarios, "list the scenarios", "tom scenarios --split new_contexts")
+    sub.add_argument("--split")
+
+    sub = command(
+        "show", _show, "show the exact messages of a scenario", "tom show IR/stag_hunt --answer choice"
+    )
+    sub.add_argument("scenario", metavar="CONTEXT/GAME")
+    sub.add_argument("--split")
+    sub.add_argument("--answer", default="choice+motivation", help=", ".join(ANSWERS))
+    with_profile(sub)
+
+    sub = command("plan", _plan, "say what a run would ask and cost", "tom plan --profile paper")
+    with_profile(sub)
+
+    sub = command(
+        "run", _run, "run chapters with papermill into runs/PROFILE/notebooks",
+        "tom run 04 05 --profile quick -p n 20",
+    )  # fmt: skip
+    sub.add_argument("chapters", nargs="*", metavar="CHAPTER", help="all unless named")
+    sub.add_argument("--fresh", action="store_true", help="do not replay what comes with the book")
+    with_profile(sub)
+
+    sub = command(
+        "reproduce", _reproduce, "do all of a run: weights, draws, training, chapters, book",
+        "tom reproduce --profile quick",
+    )  # fmt: skip
+    sub.add_argument("--no-book", action="store_true", help="stop before the book")
+    with_profile(sub)
+
+    sub = command("book", _book, "build the book, warnings as errors", "tom book")
+    sub.add_argument("--notebooks", help="executed chapters to show in place of the committed ones")
+    sub.add_argument("--out", help="where to put the pages")
+
+    sub = command(
+        "verify", _verify, "check a run's folder, or the published figures",
+        "tom verify data/runs/quick",
+    )  # fmt: skip
+    sub.add_argument("run", metavar="RUN", help="a run's folder, or the word published")
+    sub.add_argument("--authors-repo", help="a checkout of the authors' repository to compare with")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""Exact choice probabilities, read from the model instead of sampled.
+
+The answer's opening is fixed, so what comes next is the choice: its probability is read in one
+forward pass, every option (C and D, or the contributions 0 to 10) scored as one batch that branches
+off the prompt. The mass that the options cover is always reported; the rest would go to answers that
+cannot be read.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tomlib.collect import Player, condition, opened, player, published_distribution, shard_name
+from tomlib.engines import Engine
+from tomlib.errors import TomError
+from tomlib.models import weights_id
+from tomlib.profiles import Run
+from tomlib.prompts import messages
+from tomlib.scenarios import Scenario
+
+COLUMNS = ["split", "context", "game", "model", "card", "answer", "p_cooperate", "coverage"]
+GOODS_COLUMNS = [
+    "split",
+    "context",
+    "game",
+    "model",
+    "card",
+    "answer",
+    "contribution",
+    "p",
+    "coverage",
+]
+
+
+def options(scenario: Scenario) -> list[str]:
+    """What can be chosen: `["C", "D"]`, or the whole contributions from 0 to the endowment."""
+    if scenario.game_type == "public_goods":
+        return [str(i) for i in range(int(getattr(scenario.game, "endowment", 10)) + 1)]
+    return ["C", "D"]
+
+
+def readout(
+    run: Run,
+    role: str,
+    scenarios: Sequence[Scenario],
+    answer: str = "choice",
+    *,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Exact probabilities at the run's temperature, from the ledger where it has them.
+
+    Args:
+        run: Profile and ledger.
+        role: Who (see `collect.ROLES`).
+        scenarios: Two-player scenarios, or public goods ones (not both at once).
+        answer: A letter-first answer form. With `reasoning+choice` the choice depends on what was
+            reasoned; see `reasoned`.
+        progress: Whether to show a bar.
+
+    Returns:
+        Two-player: `COLUMNS`, one row per scenario; `p_cooperate` is P(C) / (P(C) + P(D)) and
+        `coverage` is P(C) + P(D). Public goods: `GOODS_COLUMNS`, one row per contribution, `p`
+        normalized likewise.
+
+    Raises:
+        TomError: `reasoning+choice`; temperature 0; scenarios of both kinds; no mass on any option.
+    """
+    if answer == "reasoning+choice":
+        raise TomError("answer 'reasoning+choice' has no exact readout: its choice comes last")
+    if run.profile.temperature <= 0:
+        raise TomError("temperature = 0 has no choice distribution to read; use a positive one")
+    kinds = {s.game_type for s in scenarios}
+    if len(kinds) != 1:
+        raise TomError("readout: ask for two-player scenarios or public goods ones, not both")
+    who = player(run, role, progress=progress)
+    found = {s: _held(run, who, s, answer) for s in scenarios}
+    missing = [s for s, p in found.items() if p is None]
+    if missing:
+        _read(run, who, missing, answer, progress)
+        run.__dict__.pop("ledger", None)
+        found |= {s: _held(run, who, s, answer) for s in missing}
+    rows: list[tuple[Any, ...]] = []
+    for s in scenarios:
+        p, coverage = found[s] or ({}, 0.0)
+        total = sum(p.values())
+        if not total > 0:
+            raise TomError(f"{who.card.name}: no probability on any choice in {s.name}")
+        where = (*s.key, role, who.card.name, answer)
+        if s.game_type == "public_goods":
+            rows += [(*where, int(k), v / total, coverage) for k, v in p.items()]
+        else:
+            rows.append((*where, p["C"] / total, coverage))
+    return pd.DataFrame(rows, columns=GOODS_COLUMNS if kinds == {"public_goods"} else COLUMNS)
+
+
+def _held(
+    run: Run, who: Player, scenario: Scenario, answer: str
+) -> tuple[dict[str, float], float] | None:
+    """The ledger's readout of a scenario: (option -> probability, coverage)."""
+    if who.published:
+        counts = published_distribution(who.card, scenario)
+        total = sum(counts.values())
+        return {o: counts.get(_as_choice(o), 0) / total for o in options(scenario)}, 1.0
+    where = condition(run, who, scenario, answer)
+    for line in run.ledger.readouts():
+        if (
+            line["weights"] == where["weights"]
+            and line["adapter"] == where["adapter"]
+            and line["prompt"] == where["prompt"]
+            and line["temperature"] == where["temperature"]
+        ):
+            return dict(line["p"]), float(line["coverage"])
+    return None
+
+
+def _as_choice(option: str) -> Any:
+    return int(option) if option.isdigit() else option
+
+
+def _read(
+    run: Run, who: Player, scenarios: Sequence[Scenario], answer: str, progress: bool
+) -> None:
+    from tqdm.auto import tqdm
+
+    engine = opened(run, who)
+    bar = tqdm(scenarios, desc=f"{who.role}: exact {answer}", unit="scenario", disable=not progress)
+    for s in bar:
+        where = condition(run, who, s, answer)
+        said = messages(s, answer, run.wording)
+        p, coverage = option_probabilities(engine, said, options(s), run.profile.temperature)
+        line = {
+            "model": who.card.name,
+            "weights": weights_id(who.card)[:16],
+            "adapter": where["adapter"],
+            "split": s.split,
+            "context": s.context.name,
+            "game": s.game.name,
+            "payoffs": [float(x) for x in s.game.payoffs],
+            "answer": answer,
+            "prompt": where["prompt"],
+            "temperature": run.profile.temperature,
+            "p": {o: round(float(v), 9) for o, v in zip(options(s), p, strict=True)},
+            "coverage": round(float(coverage), 9),
+            "engine": engine.name,
+            "time": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        }
+        shard = shard_name(who, s, answer)
+        with run.ledger.lock("readouts", shard):
+            run.ledger.append("readouts", shard, [line])
+
+
+def option_probabilities(
+    engine: Engine, said: Sequence[Any], choices: Sequence[str], temperature: float
+) -> tuple[np.ndarray, float]:
+    """Probability of each option as the answer's next word, and the mass that they cover.
+
+    Our Transformers engine reads the whole distribution. Any other chat model is asked for the log
+    probabilities of its first token; options of two digits are split from their first digit by a
+    second request that starts one token later.
+
+    Args:
+        engine: Who is read.
+        said: Messages, the opening last.
+        choices: The options' texts.
+        temperature: Temperature at which the probabilities hold.
+
+    Returns:
+        Probabilities `[options]`, coverage.
+
+    Raises:
+        TomError: The server gives no usable log probabilities.
+    """
+    reader = getattr(engine.chat, "reader", None)
+    if reader is not None:
+        from tomlib.engines import prompt_tokens
+
+        tokens = prompt_tokens(reader.tokenizer, said)
+        exact: tuple[np.ndarray, float] = reader.option_probabilities(tokens, choices, temperature)
+        return exact
+    first = _next_token(engine, said, temperature)
+    p = {o: first.get(o, 0.0) for o in choices}
+    for longer in [o for o in choices if len(o) > 1 and p[o] == 0 and p.get(o[0], 0) > 0]:
+        head, tail = longer[0], longer[1:]
+        later = _next_token(engine, [*said[:-1], _longer(said[-1], head)], temperature)
+        p[longer] = p[head] * later.get(tail, 0.0)
+        p[head] *= 1 - sum(v for t, v in later.items() if t[:1].isdigit())
+    out = np.array([p[o] for o in choices])
+    return out, float(out.sum())
+
+
+def _longer(message: Any, more: str) -> Any:
+    return message.model_copy(update={"content": message.content + more})
+
+
+def _next_token(engine: Engine, said: Sequence[Any], temperature: float) -> dict[str, float]:
+    """Probabilities of the next token's top candidates, brought from temperature 1 to this one.
+
+    Beyond the top candidates nothing is known; their mass at temperature 1 bounds what is missing.
+    """
+    extra = {"continue_final_message": True, "add_generation_prompt": False}
+    options: dict[str, Any] = {"extra_body": extra if engine.prefill != "native" else {}}
+    result = engine.chat.generate(
+        [list(said)], max_tokens=1, temperature=1.0, logprobs=True, top_logprobs=20, **options
+    )
+    generation: Any = result.generations[0][0]
+    info = dict(generation.generation_info or {}) | dict(generation.message.response_metadata or {})
+    content = (info.get("logprobs") or {}).get("content") or []
+    if not content:
+        raise TomError(f"{engine.name}: the server gives no log probabilities; use draws instead")
+    top = content[0].get("top_logprobs") or []
+    logp = np.array([float(t["logprob"]) for t in top])
+    if not len(logp) or not np.isfinite(logp).any():
+        raise TomError(f"{engine.name}: the server's log probabilities are not finite")
+    p = np.where(np.isfinite(logp), np.exp(logp), 0.0)
+    rest = max(0.0, 1.0 - float(p.sum()))
+    warm = p ** (1 / temperature)
+    # The unseen rest is taken as one candidate: at temperatures below 1 that overstates its share.
+    share = warm / (warm.sum() + rest ** (1 / temperature))
+    return {str(t["token"]): float(v) for t, v in zip(top, share, strict=True)}

@@ -1,0 +1,332 @@
+"""The whole experiment, step by step: all draws, both trainings, the chapters, the book of the run.
+
+`work` is the one list of what a run has to do; planning, running and verifying all go by it. Every
+step takes what is there and does the rest, so a run that was stopped goes on where it was.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tomlib import __version__
+from tomlib.collect import close_engines, collect, plan, player, tuned_adapter
+from tomlib.errors import TomError
+from tomlib.models import card, fetch, transformers_folder, weights_id
+from tomlib.profiles import CHAPTERS, Run
+from tomlib.readout import readout
+from tomlib.scenarios import SPLITS, Scenario, root
+
+PACKAGES = (
+    "torch", "transformers", "peft", "accelerate", "xllamacpp", "langchain-core", "langchain-openai",
+    "numpy", "pandas", "scipy", "statsmodels", "matplotlib", "papermill", "jupyter-book",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Work:
+    """Draws (or, with n = 0, exact probabilities) of one model in one split, in one answer form."""
+
+    role: str
+    split: str
+    answer: str
+    n: int
+    letter_only: bool = True
+    """Whether draws stop at the choice."""
+
+
+def work(run: Run) -> list[Work]:
+    """All that the chapters of a run need, in the order in which it is done.
+
+    The teacher answers with motivations in sample (they train the student); wherever choices are
+    compared, draws in the same words stop at the letter. `choice` and `reasoning+choice` are the
+    robustness conditions of chapter 02.
+    """
+    p = run.profile
+    splits = [s for s in SPLITS if _scenarios(run, s)]
+    live = card(p.teacher).kind != "published"
+    todo: list[Work] = []
+    if live:
+        form = p.teacher_answer
+        todo += [Work("teacher", "in_sample", form, p.n_teacher, letter_only=False)]
+        for split in splits:
+            todo += [Work("teacher", split, form, p.n), Work("teacher", split, form, 0)]
+        if form != "choice":
+            todo += [Work("teacher", "in_sample", "choice", n) for n in (p.n, 0)]
+        if p.n_reasoning and form != "reasoning+choice":
+            todo += [Work("teacher", "in_sample", "reasoning+choice", p.n_reasoning)]
+    roles = ["student", "tuned"] + ["published-tuned"] * ("published" in run.arms)
+    for role in roles:
+        for split in splits:
+            todo += [Work(role, split, p.student_answer, n) for n in (p.n, 0)]
+    return [w for w in todo if w.n or w.answer != "reasoning+choice"]
+
+
+def _scenarios(run: Run, split: str) -> list[Scenario]:
+    """The run's scenarios of a split; none where its contexts and games leave none."""
+    try:
+        return run.scenarios(split)
+    except TomError:
+        return []
+
+
+def do(run: Run, what: Work) -> pd.DataFrame:
+    """Have one piece of work done; what is in the ledger is not done again."""
+    scenarios = run.scenarios(what.split)
+    if what.n:
+        return collect(
+            run, what.role, scenarios, what.answer, what.n, letter_only=what.letter_only
+        )
+    return readout(run, what.role, scenarios, what.answer)
+
+
+def planned(run: Run) -> pd.DataFrame:
+    """What is still to be asked, one row per model, split and answer form.
+
+    Returns:
+        Columns `model, split, answer, wanted, in_ledger, to_ask, most_new_tokens`.
+    """
+    rows = []
+    for w in work(run):
+        if not w.n:
+            continue
+        p = plan(run, w.role, run.scenarios(w.split), w.answer, w.n, letter_only=w.letter_only)
+        sums = p[["wanted", "in_ledger", "to_ask", "most_new_tokens"]].sum()
+        rows.append({"model": w.role, "split": w.split, "answer": w.answer, **sums})
+    return pd.DataFrame(rows)
+
+
+def costs(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """What the work of `planned` takes at most: one row per model card.
+
+    Memory is that of the weights at 2 bytes a parameter (half a byte and a half in NF4) and a tenth
+    more; time is left to measurement.
+
+    Returns:
+        Columns `model, card, draws, new_tokens, weights_gb`.
+    """
+    p = run.profile
+    rows = []
+    for role, part in table.groupby("model", sort=False):
+        who = card(p.teacher if role == "teacher" else p.student)
+        each = 0.55 if role != "teacher" and p.student_quantization == "nf4" else 2.0
+        rows.append(
+            {
+                "model": role,
+                "card": who.name,
+                "draws": int(part["to_ask"].sum()),
+                "new_tokens": int(part["most_new_tokens"].sum()),
+                "weights_gb": round(1.1 * each * who.parameters / 1e9, 1),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def reproduce(run: Run, parameters: Mapping[str, Any], *, book: bool = True) -> Path:
+    """Do all of a run: weights, draws, trainings, chapters, book. Returns the run's folder."""
+    begin = time.monotonic()
+    p = run.profile
+    run.folder.mkdir(parents=True, exist_ok=True)
+    stages: dict[str, Any] = {}
+
+    def stage(name: str, started: datetime) -> None:
+        stages[name] = {"start": _utc(started), "end": _utc(datetime.now(UTC))}
+        write_manifest(run, stages)
+        print(f"[{time.monotonic() - begin:6.0f} s] {name}", flush=True)
+
+    for name in dict.fromkeys([p.teacher, p.student]):
+        started = datetime.now(UTC)
+        who = card(name)
+        if who.kind != "published":
+            fetch(who)
+            if "transformers" in ((p.teacher_engine or who.engine), p.student_engine):
+                transformers_folder(who)
+        stage(f"weights {name}", started)
+    last = ""
+    for w in work(run):
+        if w.role != last:
+            last = w.role
+            if w.role in ("tuned", "published-tuned"):
+                started = datetime.now(UTC)
+                close_engines()
+                tuned_adapter(run, "family" if w.role == "tuned" else "published")
+                stage(f"train {w.role}", started)
+        started = datetime.now(UTC)
+        do(run, w)
+        stage(f"{w.role} {w.split} {w.answer} {w.n or 'exact'}", started)
+    close_engines()
+    for chapter in CHAPTERS:
+        if (root() / "notebooks" / f"{chapter}.ipynb").is_file():
+            started = datetime.now(UTC)
+            run_chapters(run, [chapter], parameters, replay=run.shipped is not None)
+            stage(f"chapter {chapter}", started)
+    if book:
+        started = datetime.now(UTC)
+        build_book(run.folder / "notebooks", run.folder / "book")
+        stage("book", started)
+    return run.folder
+
+
+def run_chapters(
+    run: Run, chapters: Sequence[str], parameters: Mapping[str, Any], *, replay: bool
+) -> list[Path]:
+    """Execute chapters with papermill into the run's `notebooks/`; their paths.
+
+    Raises:
+        TomError: A chapter stopped with an error; its own line is given.
+    """
+    import logging
+
+    import papermill
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    out: list[Path] = []
+    folder = run.folder / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    given = {**parameters, "profile": run.profile.name, "replay": replay}
+    for chapter in chapters:
+        source, target = root() / "notebooks" / f"{chapter}.ipynb", folder / f"{chapter}.ipynb"
+        if not source.is_file():
+            raise TomError(f"chapter {chapter!r}: no file {source}")
+        half = target.with_suffix(".part.ipynb")
+        try:
+            papermill.execute_notebook(
+                str(source),
+                str(half),
+                parameters=given,
+                cwd=str(root()),
+                kernel_name="python3",
+                progress_bar={"desc": chapter},
+                log_output=False,
+            )
+        except papermill.PapermillExecutionError as error:
+            raise TomError(f"chapter {chapter}: {error.ename}: {error.evalue}") from None
+        os.replace(half, target)
+        out.append(target)
+    return out
+
+
+def build_book(notebooks: Path | None = None, out: Path | None = None) -> Path:
+    """Build the Jupyter Book, warnings as errors; the path of its first page.
+
+    Args:
+        notebooks: Executed chapters to show in place of the committed ones.
+        out: Where to put the pages; `_build/html` of the repository unless given.
+
+    Raises:
+        TomError: Jupyter Book is missing, or found something to warn about.
+    """
+    source = root()
+    out = out or source / "_build"
+    if notebooks is not None:
+        source = out / "source"
+        shutil.rmtree(source, ignore_errors=True)
+        source.mkdir(parents=True)
+        for name in ("book", "notebooks", "data"):
+            if (root() / name).is_dir():
+                shutil.copytree(root() / name, source / name, dirs_exist_ok=True)
+        for name in ("_config.yml", "_toc.yml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"):
+            if (root() / name).is_file():
+                shutil.copy2(root() / name, source / name)
+        for chapter in notebooks.glob("[0-9][0-9]-*.ipynb"):
+            shutil.copy2(chapter, source / "notebooks" / chapter.name)
+    command = [
+        *(sys.executable, "-m", "jupyter_book.cli.main", "build", str(source)),
+        *("--path-output", str(out), "-W", "--keep-going", "-q"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    page = out / "_build" / "html" / "index.html" if out != root() else out / "index.html"
+    if done.returncode or not page.is_file():
+        said = [x for x in (done.stdout + done.stderr).splitlines() if "WARNING" in x or "rror" in x]
+        raise TomError("the book does not build: " + " | ".join(said[:5] or ["no output"]))
+    return page
+
+
+# --- the manifest ---------------------------------------------------------------------------------
+
+
+def write_manifest(run: Run, stages: Mapping[str, Any]) -> Path:
+    """`manifest.json` of a run: profile, versions, machine, cards with hashes, commit, stages.
+
+    Stages of an earlier, interrupted start are kept.
+    """
+    path = run.folder / "manifest.json"
+    before: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text("utf-8")).get("stages", {})
+        except ValueError:
+            before = {}
+    p = run.profile
+    names = dict.fromkeys(n for n in (p.teacher, p.student, p.published_teacher) if n)
+    manifest = {
+        "profile": run.as_dict(),
+        "label": run.label,
+        "tomlib": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "machine": {"system": platform.system(), "processor": _processor(), "cores": os.cpu_count()},
+        "models": {name: {"weights": weights_id(card(name))} for name in names},
+        "stages": {**before, **stages},
+    }
+    half = path.with_suffix(".part")
+    half.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    os.replace(half, path)
+    return path
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest in a run's folder.
+
+    Raises:
+        TomError: It is missing or damaged.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except OSError:
+        raise TomError(f"{path}: no manifest; is {folder} the folder of a run?") from None
+    except ValueError as error:
+        raise TomError(f"{path}: damaged ({error})") from None
+    return manifest
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(root()), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _utc(moment: datetime) -> str:
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
