@@ -86,7 +86,8 @@ def training_rows(run: Run, arm: str, *, progress: bool = True) -> pd.DataFrame:
     """The rows that an arm's student is tuned on, teacher draws collected where missing."""
     if arm == "published" or card(run.profile.teacher).kind == "published":
         name = run.profile.published_teacher if arm == "published" else run.profile.teacher
-        return finetune.letter_rows(run, _published_counts(card(name)))
+        counts = _published_counts(card(name))
+        return finetune.letter_rows(run, counts[counts["split"].eq("in_sample")])
     draws = collect(
         run,
         "teacher",
