@@ -1,0 +1,66 @@
+# Every target sets itself up: it makes .venv and installs requirements.lock, once. Python >= 3.11,
+# pip and a network are all that has to be there.
+#   make reproduce [PROFILE=quick]  the whole experiment, into runs/PROFILE (killed: goes on from there)
+#   make book                       the shipped book from the committed notebooks, into _build/html
+#   make test                       lint, types, unit tests, doctests, notebooks, smoke run, book
+#   make lint                       style and types only
+#   make lock                       requirements.lock and environment.yml anew from pyproject.toml
+#   make clean                      remove .venv and all that is built; runs and weights stay
+
+PROFILE ?= quick
+PYTHON ?= python3
+VENV ?= .venv
+# Without a GPU the CPU build of torch saves gigabytes:
+#   make reproduce TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.tomlib-installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+
+.PHONY: reproduce book test lint lock clean setup
+.DELETE_ON_ERROR:
+
+reproduce: $(READY)
+	$(BIN)/tom reproduce --profile $(PROFILE)
+
+book: $(READY)
+	$(BIN)/tom book
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbval notebooks
+	$(BIN)/tom book
+
+setup: $(READY)
+
+# The stamps are written last, so that an interrupted installation is done again.
+$(READY): $(VENV)/.lock-installed pyproject.toml
+	$(PIP) --no-deps -e .
+	@touch $@
+
+$(VENV)/.lock-installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'Python >= 3.11 is needed, $(PYTHON) is' "$$($(PYTHON) -V 2>&1);" \
+	    'name another: make PYTHON=python3.12' >&2; exit 1; }
+	@echo 'Installing requirements.lock into $(VENV): once, a few minutes'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$(grep '^torch==' requirements.lock)
+	$(PIP) -r requirements.lock
+	@touch $@
+
+lock:
+	$(PYTHON) -m venv --clear .venv-lock
+	.venv-lock/bin/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	.venv-lock/bin/python -m pip install -e '.[models,book,test]'
+	.venv-lock/bin/python .ci/lock.py
+	rm -rf .venv-lock
+
+clean:
+	rm -rf $(VENV) .venv-lock _build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +

@@ -1,0 +1,131 @@
+"""pyproject.toml, requirements.lock and environment.yml say the same; the command is installed."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+HEAVY = [canonicalize_name(Requirement(line).name).replace("-", "_") for line in EXTRAS["models"]]
+PYTHON = sorted((ROOT / "tomlib").rglob("*.py"))
+
+
+def locked() -> list[str]:
+    """The lines of requirements.lock that pin something."""
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+VERSIONS = dict(line.split("==") for line in locked())
+
+
+def writer() -> ModuleType:
+    """The script behind `make lock`."""
+    spec = spec_from_file_location("lock", ROOT / ".ci" / "lock.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_lock_pins_each_package_once_and_exactly() -> None:
+    names = [line.split("==")[0] for line in locked()]
+    assert names == sorted(set(names))
+    for line in locked():
+        assert re.fullmatch(r"[a-z0-9-]+==\d[A-Za-z0-9.]*", line), line  # no range, no local tag
+
+
+@pytest.mark.parametrize(
+    "wanted", [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]
+)
+def test_the_lock_satisfies_pyproject(wanted: str) -> None:
+    requirement = Requirement(wanted)
+    name = canonicalize_name(requirement.name)
+    assert name in VERSIONS, f"{name} is not in requirements.lock: make lock"
+    assert VERSIONS[name] in requirement.specifier
+
+
+def test_no_package_is_named_twice_in_pyproject() -> None:
+    lines = [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]
+    names = [canonicalize_name(Requirement(line).name) for line in lines]
+    assert len(names) == len(set(names))
+
+
+def test_environment_yml_has_the_same_pins() -> None:
+    text = (ROOT / "environment.yml").read_text(encoding="utf-8")
+    *conda, last = yaml.safe_load(text)["dependencies"]
+    assert last["pip"] == locked()
+    python = next(line.split("=")[1] for line in conda if line.startswith("python="))
+    assert python in Requirement(f"python{PROJECT['requires-python']}").specifier
+
+
+def test_make_lock_would_write_the_files_as_they_are() -> None:
+    lock = writer()
+    assert lock.lock(locked()) == (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    now = f"python={sys.version_info.major}.{sys.version_info.minor}"
+    here = re.sub(r"python=3\.\d+", now, (ROOT / "environment.yml").read_text(encoding="utf-8"))
+    assert lock.environment(locked()) == here
+
+
+def test_every_import_is_declared() -> None:
+    """What tomlib imports is its own, Python's, or named in pyproject."""
+    imported = set()
+    for path in PYTHON:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.split(".")[0])
+    declared = {
+        canonicalize_name(Requirement(line).name).replace("-", "_")
+        for line in [*PROJECT["dependencies"], *(x for extra in EXTRAS.values() for x in extra)]
+    }
+    assert imported - set(sys.stdlib_module_names) - declared - {"tomlib"} == set()
+
+
+def test_modules_import_without_the_heavy_packages() -> None:
+    """An analysis opens on a machine without torch, transformers, peft or a server's client."""
+    modules = [
+        f"tomlib.{path.stem}" for path in PYTHON if path.stem not in ("__init__", "__main__")
+    ]
+    code = f"""
+import importlib, sys
+class Absent:
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] in {HEAVY}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent)
+for name in {modules}:
+    importlib.import_module(name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_and_the_types_are_installed() -> None:
+    scripts = {point.name: point.value for point in entry_points(group="console_scripts")}
+    assert scripts["tom"] == "tomlib.cli:main"
+    assert (ROOT / "tomlib" / "py.typed").is_file()
+
+
+def test_the_citation_names_the_software_and_the_paper() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(cited)
+    version = re.search(r'"(.+)"', (ROOT / "tomlib" / "__init__.py").read_text().split("__ = ")[1])
+    assert version is not None and cited["version"] == version[1]
+    paper = cited["references"][0]
+    assert [author["family-names"] for author in paper["authors"]] == ["Lorè", "Ilami", "Heydari"]
+    assert "2408.05241" in paper["url"]
+    assert f"## [{cited['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
