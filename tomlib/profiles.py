@@ -240,6 +240,10 @@ class Run:
             split, list(self.profile.contexts) or None, list(self.profile.games) or None
         )
 
+    def changed(self, **changes: Any) -> "Run":
+        """The same run with other values in its profile; draws are shared through the ledger."""
+        return replace(self, profile=override(self.profile, changes))
+
     def as_dict(self) -> dict[str, Any]:
         """The profile's values, for a manifest."""
         return asdict(self.profile)

@@ -34,6 +34,9 @@ GOODS_COLUMNS = [
     "coverage",
 ]
 
+KEY = ("weights", "adapter", "prompt", "temperature")
+"""What tells a readout from every other readout."""
+
 
 def options(scenario: Scenario) -> list[str]:
     """What can be chosen: `["C", "D"]`, or the whole contributions from 0 to the endowment."""
@@ -76,15 +79,15 @@ def readout(
     if len(kinds) != 1:
         raise TomError("readout: ask for two-player scenarios or public goods ones, not both")
     who = player(run, role, progress=progress)
-    found = {s: _held(run, who, s, answer) for s in scenarios}
-    missing = [s for s, p in found.items() if p is None]
+    found = _held(run, who, scenarios, answer)
+    missing = [s for s in scenarios if s not in found]
     if missing:
         _read(run, who, missing, answer, progress)
         run.__dict__.pop("ledger", None)
-        found |= {s: _held(run, who, s, answer) for s in missing}
+        found |= _held(run, who, missing, answer)
     rows: list[tuple[Any, ...]] = []
     for s in scenarios:
-        p, coverage = found[s] or ({}, 0.0)
+        p, coverage = found[s]
         total = sum(p.values())
         if not total > 0:
             raise TomError(f"{who.card.name}: no probability on any choice in {s.name}")
@@ -97,23 +100,23 @@ def readout(
 
 
 def _held(
-    run: Run, who: Player, scenario: Scenario, answer: str
-) -> tuple[dict[str, float], float] | None:
-    """The ledger's readout of a scenario: (option -> probability, coverage)."""
+    run: Run, who: Player, scenarios: Sequence[Scenario], answer: str
+) -> dict[Scenario, tuple[dict[str, float], float]]:
+    """What the ledger (or the paper) has of these scenarios: option -> probability, and coverage."""
+    found: dict[Scenario, tuple[dict[str, float], float]] = {}
     if who.published:
-        counts = published_distribution(who.card, scenario)
-        total = sum(counts.values())
-        return {o: counts.get(_as_choice(o), 0) / total for o in options(scenario)}, 1.0
-    where = condition(run, who, scenario, answer)
-    for line in run.ledger.readouts():
-        if (
-            line["weights"] == where["weights"]
-            and line["adapter"] == where["adapter"]
-            and line["prompt"] == where["prompt"]
-            and line["temperature"] == where["temperature"]
-        ):
-            return dict(line["p"]), float(line["coverage"])
-    return None
+        for s in scenarios:
+            counts = published_distribution(who.card, s)
+            total = sum(counts.values())
+            found[s] = {o: counts.get(_as_choice(o), 0) / total for o in options(s)}, 1.0
+        return found
+    lines = {tuple(line[k] for k in KEY): line for line in run.ledger.readouts()}
+    for s in scenarios:
+        where = condition(run, who, s, answer)
+        line = lines.get(tuple(where[k] for k in KEY))
+        if line is not None:
+            found[s] = dict(line["p"]), float(line["coverage"])
+    return found
 
 
 def _as_choice(option: str) -> Any:

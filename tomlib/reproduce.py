@@ -25,6 +25,7 @@ from tomlib.collect import close_engines, collect, plan, player, tuned_adapter
 from tomlib.errors import TomError
 from tomlib.models import card, fetch, transformers_folder, weights_id
 from tomlib.profiles import CHAPTERS, Run
+from tomlib.prompts import wording_names
 from tomlib.readout import readout
 from tomlib.scenarios import SPLITS, Scenario, root
 
@@ -44,6 +45,8 @@ class Work:
     n: int
     letter_only: bool = True
     """Whether draws stop at the choice."""
+    wording: str = ""
+    """Another wording than the run's (the sweep of chapter 01)."""
 
 
 def work(run: Run) -> list[Work]:
@@ -64,6 +67,12 @@ def work(run: Run) -> list[Work]:
             todo += [Work("teacher", split, form, p.n), Work("teacher", split, form, 0)]
         if form != "choice":
             todo += [Work("teacher", "in_sample", "choice", n) for n in (p.n, 0)]
+        todo += [
+            Work("teacher", "in_sample", form, 0, wording=name)
+            for name in wording_names()
+            for form in ("choice", "choice+motivation")
+            if not p.prompts_from
+        ]
         if p.n_reasoning and form != "reasoning+choice":
             todo += [Work("teacher", "in_sample", "reasoning+choice", p.n_reasoning)]
     roles = ["student", "tuned"] + ["published-tuned"] * ("published" in run.arms)
@@ -84,6 +93,8 @@ def _scenarios(run: Run, split: str) -> list[Scenario]:
 def do(run: Run, what: Work) -> pd.DataFrame:
     """Have one piece of work done; what is in the ledger is not done again."""
     scenarios = run.scenarios(what.split)
+    if what.wording:
+        run = run.changed(wording=what.wording)
     if what.n:
         return collect(
             run, what.role, scenarios, what.answer, what.n, letter_only=what.letter_only
@@ -164,7 +175,7 @@ def reproduce(run: Run, parameters: Mapping[str, Any], *, book: bool = True) -> 
                 stage(f"train {w.role}", started)
         started = datetime.now(UTC)
         do(run, w)
-        stage(f"{w.role} {w.split} {w.answer} {w.n or 'exact'}", started)
+        stage(f"{w.role} {w.split} {w.answer} {w.n or 'exact'} {w.wording}".strip(), started)
     close_engines()
     for chapter in CHAPTERS:
         if (root() / "notebooks" / f"{chapter}.ipynb").is_file():
