@@ -72,10 +72,10 @@ def read(
     found = _find(text, answer, game)
     cut = finish == "length"
     if found is not None and found.token is not None and not (cut and found.open):
-        choice = _choice(found.token, game, endowment)
-        if choice is not None:
+        choice = _value(found.token)
+        if isinstance(choice, str) or choice <= endowment:
             return Answer(choice, "ok", _motivation(text, answer, found))
-    elif _REFUSAL.search(text):
+    elif _REFUSAL.search(text, 0, _VALUE if cut else len(text)):
         return Answer(None, "refused")
     elif cut and (found is None or found.open):
         return Answer(None, "truncated")
@@ -132,7 +132,10 @@ _CHOOSE = (
     r"|playing|prefer|recommend|go(?:ing)?\s(?:with|for)|opt(?:ing|ed)?\sfor|settled?\son"
     r"|commit\sto|stick\swith)\s{1,3}"
 )
-_GIVE = r"(?i:contribut(?:e|ing)|giv(?:e|ing)|put(?:ting)?|pay|add|donate|invest|choose)\s{1,3}"
+_GIVE = (
+    r"(?i:contribut(?:e|ing)|giv(?:e|ing)|put(?:ting)?(?:\sin)?|pay|add|donate|invest|choose)"
+    r"\s{1,3}"
+)
 _BEST = r"(?:my|final|best|optimal|rational|dominant|safest|safer|better|preferred)\s{1,3}"
 _IS = r"(?:\s{1,3}(?:is|would\sbe|will\sbe)\s{1,3}(?:to\s(?:choose|play|adopt|pick)\s{1,3})?"
 _COLON = r"[\s*_\"']{0,4}:\s{0,3})"
@@ -195,16 +198,26 @@ _NOT_MINE = re.compile(
     r"(?:\w{1,15}\s{1,3}){0,2})$"
 )
 _VOID = re.compile(r"[\W_]*+(?:json)?[\W_]*+")
-_REASONING = re.compile(r"[\s`{]{0,20}(?i:json)?[\s`{]{0,20}[\"'“`]?(?i:reasoning)[\"'”`]?\s{0,3}:")
+_REASONING = re.compile(r"[\"'“`](?i:reasoning)[\"'”`]\s{0,3}:")
+_OUTSIDE = re.compile(r"[\"'”}]\s*,?\s*$")
+_CLOSES = re.compile(r"[\"'”*`]{0,3}\s{0,20}\}")
+_QUOTE = re.compile(r"\s{0,20}[\"'“`]?")
+_UNTIL = {
+    quote: re.compile(rf"[^{end}}}\n]{{0,{_VALUE}}}")
+    for quote, end in (('"', '"'), ("'", "'"), ("“", "”"), ("`", "`"))
+}
+_CANNOT = r"I\s(?:cannot|can\snot|can['’]t)"
 _REFUSAL = re.compile(
-    r"\A[\W_]{0,20}(?i:choice|contribution|reasoning)?[\W_]{0,20}(?i:sorry\b|I\s(?:cannot|can\snot|can['’]t)\b)"
-    r"|(?i:\bas\san?\s(?:AI|artificial|language\smodel|large\slanguage)"
-    r"|\bI(?:['’]m|\sam)\s(?:(?:really|very|so)\s)?(?:sorry|unable|not\sable)\b"
+    r"\A[\W_]{0,20}(?i:choice|contribution|reasoning)?[\W_]{0,20}"
+    rf"(?i:sorry\b|{_CANNOT}\b)"
+    r"|(?i:\bas\san?\s(?:AI|artificial|language\smodel|large\slanguage)\b"
     r"|\bI(?:['’]m|\sam)\s(?:just\s|only\s)?an?\s(?:AI|artificial|language\smodel)\b"
-    r"|\bI\sapologi[sz]e\b|\bI\s(?:must|have\sto)\s(?:decline|refuse)\b|\bI\s(?:decline|refuse)\sto\b"
-    r"|\bI\s(?:cannot|can\snot|can['’]t|will\snot|won['’]t|do\snot\swish\sto|am\snot\swilling\sto)\s"
-    r"(?:\w{1,15}ly\s)?(?:choose|answer|make|provide|participate|decide|select|pick|engage|fulfil"
-    r"|fulfill|assist|help|comply|recommend|play|take\spart|respond|offer)\b)"
+    r"|\bI(?:['’]m|\sam)\s(?:(?:really|very|so)\s)?(?:sorry|unable|not\sable)\b"
+    r"|\bI\s(?:apologi[sz]e\b|(?:(?:must|have\sto)\s)?(?:decline\b|refuse\b))"
+    rf"|\b(?:{_CANNOT}|I\s(?:will\snot|won['’]t|do\snot\swish\sto|am\snot\swilling\sto))\s"
+    r"(?:\w{1,15}ly\s)?(?:choose|answer|make\s(?:an?|the|this|that|any|such)|provide|participate"
+    r"|decide|select|pick|engage|fulfill?|assist|help|comply|recommend|play|take\spart|respond"
+    r"|offer)\b)"
 )
 
 
@@ -217,14 +230,13 @@ def _find(text: str, answer: str, game: str) -> _Found | None:
             or next(_committed(text, grammar), None)
             or _last_line(text, grammar)
         )
-    if _REASONING.match(text):
-        return _after_reasoning(text, grammar)
-    found = None
-    for found in _committed(text, grammar):
-        pass
-    found = found or _last_line(text, grammar) or _at_the_start(text, grammar)
-    # A later sentence may still take it back, and a text cut off has not come to its end.
-    return found and found._replace(settled=False, open=True)
+    found = _last_field(text, grammar)
+    if found is None and not _REASONING.search(text):
+        *_, found = (None, *_committed(text, grammar))
+        found = found or _last_line(text, grammar) or _at_the_start(text, grammar)
+        # A later sentence may take it back, and a text cut off has not come to its end.
+        found = found and found._replace(settled=False, open=True)
+    return found
 
 
 def _at_the_start(text: str, grammar: _Grammar) -> _Found | None:
@@ -234,73 +246,66 @@ def _at_the_start(text: str, grammar: _Grammar) -> _Found | None:
 
 def _committed(text: str, grammar: _Grammar) -> Iterator[_Found]:
     """Fields and sentences that commit, in the order of the text."""
-    position = 0
-    while match := grammar.said.search(text, position):
-        position = match.end()
+    begins = len(text) - len(text.lstrip())
+    opening = True
+    for match in grammar.said.finditer(text):
         if match["field"] is None:
-            if not _NOT_MINE.search(text[max(0, match.start() - 60) : match.start()]):
-                found = _unless_two(text, match, grammar)
-                if found:
-                    yield found
-            continue
-        found, empty = _field_value(text, match, grammar)
-        opens = _VOID.fullmatch(text, 0, match.start()) is not None
-        # The field that opens the answer has the last word, unless nothing stands in it.
-        if found.token is not None or (opens and not empty):
-            yield found
-            if opens:
-                return
+            yield from _sentence(text, match, grammar)
+        else:
+            found = _field_value(text, match, grammar)
+            opens = opening and _VOID.fullmatch(text, begins, match.start()) is not None
+            # The field that opens an answer has the last word, unless nothing stands in it.
+            if found and (found.token is not None or opens):
+                yield found
+                if opens:
+                    return
+        opening = False
 
 
-def _after_reasoning(text: str, grammar: _Grammar) -> _Found | None:
-    """The field after a reasoning in JSON: the first that closes the object, else the last."""
-    found = None
+def _last_field(text: str, grammar: _Grammar) -> _Found | None:
+    """In JSON: the field that closes the object, else the last, outside any string."""
+    last = None
     for match in grammar.field.finditer(text):
         before = text[max(0, match.start() - 20) : match.start()]
         quoted = match[0][0] in "\"'“`" and not before.endswith("\\")
-        if quoted or re.search(r"[\"'”}]\s*,?\s*$", before):
-            found, _ = _field_value(text, match, grammar)
-            if re.match(r"[\"'”*`]{0,3}\s{0,20}}", text[found.end :]) and not found.open:
-                return found
-            found = found._replace(settled=False)
-    return found
+        found = _field_value(text, match, grammar) if quoted or _OUTSIDE.search(before) else None
+        if found and found.settled and _CLOSES.match(text, found.end):
+            return found
+        if found and (found.token is not None or last is None):
+            last = found._replace(settled=False)
+    return last
 
 
-def _field_value(text: str, key: re.Match[str], grammar: _Grammar) -> tuple[_Found, bool]:
-    """What the field says, and whether it is empty; its value ends with its quote, } or line."""
-    opened = re.compile(r"\s{0,20}([\"'“`]?)").match(text, key.end())
-    assert opened is not None
-    start = opened.end()
-    ends = {"'": "'", "“": "”", "`": "`"}.get(opened[1], '"') + "}\n"
-    stop = re.compile(rf"[^{ends}]{{0,{_VALUE}}}").match(text, start)
-    assert stop is not None
-    closed = stop.end() < len(text)
-    value = stop[0]
+def _field_value(text: str, key: re.Match[str], grammar: _Grammar) -> _Found | None:
+    """What the field says; None while it is empty. Its value ends with its quote, } or line."""
+    start = key.end() + len(_QUOTE.match(text, key.end())[0])  # type: ignore[index]
+    pattern = _UNTIL.get(text[start - 1], _UNTIL['"'])
+    value = pattern.match(text, start)[0]  # type: ignore[index]
+    end = start + len(value)
     match = grammar.value.match(value)
     found = _unless_two(value, match, grammar) if match else None
+    for match in () if found else grammar.said.finditer(value):
+        found = found or next(_sentence(value, match, grammar), None)
+    closed = end < len(text)
     if found is None:
-        found = next(_sentences(value, grammar), None)
-    if found is None:
-        empty = _VOID.fullmatch(value) is not None
-        return _Found(None, key.start(), stop.end(), closed, not closed), empty
-    return (
-        _Found(
-            found.token,
-            key.start(),
-            start + found.end,
-            closed or found.settled,
-            found.open and not closed,
-        ),
-        False,
+        if _VOID.fullmatch(value):
+            return None
+        return _Found(None, key.start(), end, settled=closed, open=not closed)
+    return _Found(
+        found.token,
+        key.start(),
+        start + found.end,
+        settled=closed or found.settled,
+        open=found.open and not closed,
     )
 
 
-def _sentences(value: str, grammar: _Grammar) -> Iterator[_Found]:
-    for match in grammar.said.finditer(value):
-        if match["field"] is None and not _NOT_MINE.search(value[: match.start()]):
-            found = _unless_two(value, match, grammar)
-            if found:
-                yield found
+def _sentence(text: str, match: re.Match[str], grammar: _Grammar) -> Iterator[_Found]:
+    before = text[max(0, match.start() - 60) : match.start()]
+    if match["field"] is None and not _NOT_MINE.search(before):
+        found = _unless_two(text, match, grammar)
+        if found:
+            yield found
 
 
 def _last_line(text: str, grammar: _Grammar) -> _Found | None:
@@ -312,29 +317,27 @@ def _last_line(text: str, grammar: _Grammar) -> _Found | None:
 
 def _unless_two(text: str, match: re.Match[str], grammar: _Grammar) -> _Found | None:
     """The choice matched, unless another one is offered with it, as in "C or D"."""
-    end = match.end("token")
+    end = match.end()
     tail = text[end : end + _WINDOW]
     other = grammar.other.match(tail)
-    if other and other["token"][0].upper() != match["token"][0].upper():
+    if other and _value(other["token"]) != _value(match["token"]):
         return None
     settled = len(tail) == _WINDOW or tail[:1] == "\n"
     return _Found(match["token"], match.start(), end, settled, not tail)
 
 
-def _choice(token: str, game: str, endowment: int) -> str | int | None:
-    if game == "two_player":
-        return token[0].upper()
-    contribution = int(token)
-    return contribution if contribution <= endowment else None
+def _value(token: str) -> str | int:
+    return int(token) if token.isdecimal() else token[0].upper()
 
 
 # -- the motivation -------------------------------------------------------------------------------
 
 _REASONS = re.compile(
-    r"[\"'“](?i:motivations?|reasons?|reasoning|explanation|justification|why)[\"'”]\s{0,3}:\s{0,3}[\"“]?"
+    r"[\"'“](?i:motivations?|reasons?|reasoning|explanation|justification|why)[\"'”]"
+    r"\s{0,3}:\s{0,3}[\"'“]?"
 )
+# A JSON string up to its end; a quote that nothing follows up in JSON was left unescaped.
 _STRING = re.compile(r'(?:[^"\\]|\\.|"(?!\s{0,10}(?:\}|,\s{0,10}["\']|\Z)))*+', re.DOTALL)
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "", "f": ""}
 
 
 def _motivation(text: str, answer: str, found: _Found) -> str | None:
@@ -343,20 +346,19 @@ def _motivation(text: str, answer: str, found: _Found) -> str | None:
         return None
     if answer == "reasoning+choice":
         key = _REASONS.search(text, 0, found.start)
-        body = text[key.end() if key else 0 : found.start]
-        body = re.sub(r"[\"”]?[\s,{`]{0,20}\Z", "", body[-40:]) if not key else body
-        if key:
-            tail = re.sub(r"[\"”]?[\s,]{0,20}\Z", "", body[-40:])
-            body = body[:-40] + tail
-        else:
-            whole = text[: found.start]
-            body = whole[:-40] + re.sub(r"[\s{`]{0,20}\Z", "", whole[-40:])
-    elif key := _REASONS.search(text, found.end):
-        match = _STRING.match(text, key.end())
-        body = match[0] if match else ""
-    else:
-        body = text[found.end :].lstrip(" \t\r\n\"'“”*_`)]}>.,:;!–—-").rstrip(' \t\r\n`}"')
-    return _unescaped(body).strip() or None
+        body = text[key.end() if key else 0 : found.start].rstrip(" \t\r\n,")
+        if key and body[-1:] in ('"', "”", "'"):
+            return _unescaped(body[:-1]) or None
+        body = body.rstrip("{ \t\r\n").removesuffix("json").rstrip("` \t\r\n")
+        if body:
+            return _unescaped(body) or None if key else body
+    key = _REASONS.search(text, found.end)
+    if key is None:
+        return text[found.end :].strip(" \t\r\n\"'“”*_`)]}>.,:;!–—-") or None
+    string = _STRING.match(text, key.end())
+    assert string is not None  # it matches the empty text
+    closed = text[key.end() - 1] == '"' and string.end() < len(text)
+    return _unescaped(string[0] if closed else string[0].rstrip(" \t\r\n}'”`")) or None
 
 
 def _unescaped(body: str) -> str:
@@ -364,5 +366,5 @@ def _unescaped(body: str) -> str:
     try:
         body = json.loads(f'"{body}"', strict=False)
     except ValueError:
-        body = re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[1]), body, flags=re.DOTALL)
-    return body.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        body = re.sub(r"\\(.)", lambda m: {"n": "\n", "t": "\t"}.get(m[1], m[1]), body)
+    return body.encode("utf-16", "surrogatepass").decode("utf-16", "replace").strip()
