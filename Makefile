@@ -16,7 +16,7 @@ TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.tomlib-installed
-PIP := $(BIN)/python -m pip install --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 
 .PHONY: reproduce book test lint lock clean setup
 .DELETE_ON_ERROR:
