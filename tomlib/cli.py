@@ -111,6 +111,12 @@ def _book(a: argparse.Namespace) -> None:
     print(build_book(Path(a.notebooks) if a.notebooks else None, Path(a.out) if a.out else None))
 
 
+def _ship(a: argparse.Namespace) -> None:
+    from tomlib.reproduce import ship
+
+    print(ship(Path(a.run), Path(a.to)))
+
+
 def _verify(a: argparse.Namespace) -> int:
     if a.run == "published":
         from tomlib.published import verify
@@ -218,6 +224,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("book", _book, "build the book, warnings as errors", "tom book")
     sub.add_argument("--notebooks", help="executed chapters to show in place of the committed ones")
     sub.add_argument("--out", help="where to put the pages")
+
+    sub = command(
+        "ship", _ship, "pack a run's folder for the book", "tom ship runs/quick data/runs/quick"
+    )
+    sub.add_argument("run", metavar="RUN", help="a run's folder")
+    sub.add_argument("to", metavar="TO", help="where to put it; what is there is replaced")
 
     sub = command(
         "verify", _verify, "check a run's folder, or the published figures",

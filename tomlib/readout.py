@@ -79,12 +79,12 @@ def readout(
     if len(kinds) != 1:
         raise TomError("readout: ask for two-player scenarios or public goods ones, not both")
     who = player(run, role, progress=progress)
-    found = _held(run, who, scenarios, answer)
+    found = held_readouts(run, who, scenarios, answer)
     missing = [s for s in scenarios if s not in found]
     if missing:
         _read(run, who, missing, answer, progress)
         run.__dict__.pop("ledger", None)
-        found |= _held(run, who, missing, answer)
+        found |= held_readouts(run, who, missing, answer)
     rows: list[tuple[Any, ...]] = []
     for s in scenarios:
         p, coverage = found[s]
@@ -99,7 +99,7 @@ def readout(
     return pd.DataFrame(rows, columns=GOODS_COLUMNS if kinds == {"public_goods"} else COLUMNS)
 
 
-def _held(
+def held_readouts(
     run: Run, who: Player, scenarios: Sequence[Scenario], answer: str
 ) -> dict[Scenario, tuple[dict[str, float], float]]:
     """What the ledger (or the paper) has of these scenarios: option -> probability, and coverage."""

@@ -26,7 +26,7 @@ from tomlib.errors import TomError
 from tomlib.models import card, fetch, transformers_folder, weights_id
 from tomlib.profiles import CHAPTERS, Run
 from tomlib.prompts import wording_names
-from tomlib.readout import readout
+from tomlib.readout import held_readouts, readout
 from tomlib.scenarios import SPLITS, Scenario, root
 
 PACKAGES = (
@@ -262,6 +262,87 @@ def build_book(notebooks: Path | None = None, out: Path | None = None) -> Path:
         said = [x for x in (done.stdout + done.stderr).splitlines() if "WARNING" in x or "rror" in x]
         raise TomError("the book does not build: " + " | ".join(said[:5] or ["no output"]))
     return page
+
+
+# --- shipping and checking a run ------------------------------------------------------------------
+
+
+def ship(folder: Path, to: Path) -> Path:
+    """Copy what a replay needs of a run, shards packed: draws, readouts, adapters, manifest.
+
+    Args:
+        folder: A run's folder.
+        to: Where it goes, such as `data/runs/NAME`; what is there is replaced.
+
+    Raises:
+        TomError: The run has no manifest.
+    """
+    import gzip
+
+    read_manifest(folder)
+    half = to.with_name(to.name + ".part")
+    shutil.rmtree(half, ignore_errors=True)
+    for kind in ("draws", "readouts"):
+        for shard in sorted((folder / kind).glob("*.jsonl")):
+            (half / kind).mkdir(parents=True, exist_ok=True)
+            packed = gzip.compress(shard.read_bytes(), 9, mtime=0)
+            (half / kind / f"{shard.name}.gz").write_bytes(packed)
+    for adapter in sorted((folder / "adapters").glob("*/training.json")):
+        shutil.copytree(adapter.parent, half / "adapters" / adapter.parent.name)
+    shutil.copy2(folder / "manifest.json", half / "manifest.json")
+    shutil.rmtree(to, ignore_errors=True)
+    os.replace(half, to)
+    return to
+
+
+def verify_run(folder: Path) -> pd.DataFrame:
+    """Everything that `tom verify RUN` checks, as a frame of problems; empty if all is well.
+
+    The ledger line by line (readable, right types, no key twice, choices as the texts say), that all
+    of the profile's work is there, and that every adapter is the one that its fingerprint names.
+
+    Returns:
+        Columns `where, problem`.
+
+    Raises:
+        TomError: The folder has no readable manifest, or the ledger is damaged (file and line).
+    """
+    from tomlib.collect import player_if_ready
+    from tomlib.ledger import verify
+    from tomlib.profiles import Profile
+
+    manifest = read_manifest(folder)
+    try:
+        values = manifest["profile"]
+        profile = Profile(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise TomError(f"{folder / 'manifest.json'}: no usable profile ({error})") from None
+    run = Run(profile, folder, None)
+    problems: list[tuple[str, str]] = []
+    for line in verify(folder).itertuples(index=False):
+        problems.append((str(line[0]), " ".join(str(part) for part in line[1:])))
+    for name, said in manifest.get("models", {}).items():
+        if weights_id(card(name)) != said.get("weights"):
+            problems.append(("manifest.json", f"weights of {name} differ from its card"))
+    for arm in run.arms:
+        role = "tuned" if arm == "family" else "published-tuned"
+        if player_if_ready(run, role) is None:
+            problems.append(("adapters", f"{arm}: no adapter of the training that the draws lead to"))
+    for w in work(run):
+        where = f"{w.role} {w.split} {w.answer}"
+        who = player_if_ready(run, w.role)
+        if who is None:
+            continue
+        if w.n:
+            p = plan(run, w.role, run.scenarios(w.split), w.answer, w.n, letter_only=w.letter_only)
+            if p["to_ask"].sum():
+                problems.append((where, f"{p['to_ask'].sum()} of {p['wanted'].sum()} draws missing"))
+        else:
+            here = run.changed(wording=w.wording) if w.wording else run
+            held = held_readouts(here, who, here.scenarios(w.split), w.answer)
+            if len(held) < len(here.scenarios(w.split)):
+                problems.append((where, f"exact readout missing ({w.wording or run.profile.wording})"))
+    return pd.DataFrame(problems, columns=["where", "problem"])
 
 
 # --- the manifest ---------------------------------------------------------------------------------

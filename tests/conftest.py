@@ -1,0 +1,40 @@
+"""Fixtures: the smallest real model, and runs in folders of their own."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tomlib import collect
+from tomlib.models import Card, card, fetch, transformers_folder
+from tomlib.profiles import Run, load_profile, new_run
+
+
+@pytest.fixture(scope="session")
+def smol() -> Card:
+    """SmolLM2-135M-Instruct, fetched and converted once into the machine's cache."""
+    who = card("smollm2-135m")
+    fetch(who, progress=False)
+    transformers_folder(who, progress=False)
+    return who
+
+
+@pytest.fixture(scope="session")
+def smol_model(smol: Card) -> tuple[Any, Any]:
+    """Its model (fp32) and tokenizer."""
+    from tomlib.engines import load_transformers
+
+    return load_transformers(smol)
+
+
+@pytest.fixture
+def new_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smol: Card) -> Callable[..., Run]:
+    """A smoke run in a folder of its own; keyword arguments change its profile."""
+    monkeypatch.setenv("TOM_RUNS", str(tmp_path / "runs"))
+
+    def make(**changes: Any) -> Run:
+        return new_run(load_profile("smoke", **changes), replay=False)
+
+    yield make  # type: ignore[misc]
+    collect.close_engines()

@@ -1,0 +1,86 @@
+"""The `tom` command as a tired user meets it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tomlib.cli import main
+
+
+def test_show_prints_the_exact_messages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "IR/stag_hunt", "--answer", "choice"]) == 0
+    said = capsys.readouterr().out
+    assert "delegate of a sovereign nation" in said
+    assert '{"choice": "' in said
+
+
+def test_plan_of_the_paper_profile_says_what_it_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--profile", "paper"]) == 0
+    said = capsys.readouterr().out
+    costs = {line.split()[0]: line.split() for line in said.splitlines()[-6:] if line.strip()}
+    assert costs["teacher"][1] == "llama2-70b-chat"
+    assert float(costs["teacher"][-1]) > 140
+    assert float(costs["tuned"][-1]) < 5
+    in_sample = next(line for line in said.splitlines() if "teacher in_sample choice+motivation" in " ".join(line.split()))
+    assert "6000" in in_sample
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["run", "04", "--profile", "quik"], "did you mean 'quick'"),
+        (["run", "09"], "chapter '09' is unknown"),
+        (["run", "04", "-p", "n", "0"], "n = 0 must be at least 1"),
+        (["run", "04", "-p", "n", "many"], "must be int, not str"),
+        (["run", "04", "-p", "temperatur", "1"], "did you mean 'temperature'"),
+        (["run", "04", "-p", "temperature", "-1"], "at least 0"),
+        (["show", "IR/staghunt"], "did you mean 'IR/stag_hunt'"),
+        (["show", "IR/stag_hunt", "--split", "scaled"], "did you mean 'scaled_games'"),
+        (["scenarios", "--split", "new"], "new_contexts"),
+        (["models", "fetch", "smollm-135m"], "did you mean 'smollm2-135m'"),
+        (["plan", "--profile", "smoke", "-p", "student", "gpt"], "gpt"),
+        (["verify", "no/such/run"], "no manifest"),
+        (["ship", "no/such/run", "x"], "no manifest"),
+    ],
+)
+def test_errors_are_one_line_and_exit_with_2(
+    command: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("tom: ")
+    assert said.count("\n") == 1
+    assert says in said
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["models", "scenarios", "show", "plan", "run", "reproduce", "book", "ship", "verify"],
+)
+def test_every_command_has_help_with_an_example(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"example: tom {command}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_mistyped_parameter_of_plain_papermill_is_an_error(tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "papermill", "notebooks/08-published-results.ipynb"),
+        *(str(tmp_path / "out.ipynb"), "-p", "profle", "quick"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "unknown parameter 'profle'; did you mean 'profile'?" in done.stderr
+
+
+def test_importing_the_package_needs_no_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None; "
+        "import tomlib.cli, tomlib.reproduce, tomlib.finetune, tomlib.engines, tomlib.plots"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,195 @@
+"""Shared-prefix sampling and exact readout against the plain model, on real weights."""
+
+import collections
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+
+from tomlib.engines import Request, SharedPrefixReader, _choose, ask, open_engine, prompt_tokens
+from tomlib.errors import TomError
+from tomlib.models import Card, card
+from tomlib.prompts import load_wording, messages
+from tomlib.scenarios import find, scenarios
+
+WORDING = load_wording("replies")
+
+
+@pytest.fixture
+def reader(smol_model: tuple[Any, Any]) -> SharedPrefixReader:
+    return SharedPrefixReader(*smol_model)
+
+
+def _prompts(reader: SharedPrefixReader, answer: str = "choice+motivation") -> list[list[int]]:
+    chosen = [find("IR/stag_hunt"), find("IR/snowdrift"), find("biz/stag_hunt")]
+    return [prompt_tokens(reader.tokenizer, messages(s, answer, WORDING)) for s in chosen]
+
+
+def test_reading_only_what_is_new_gives_the_plain_model_s_logits(reader: Any) -> None:
+    import torch
+
+    for tokens in _prompts(reader):
+        with torch.inference_mode():
+            plain = reader.model(torch.tensor([tokens])).logits[0, -1]
+        assert (reader.read(tokens).logits - plain).abs().max() < 1e-3
+
+
+def test_every_draw_is_the_one_that_the_plain_model_gives_alone(reader: Any) -> None:
+    """Draws of three prompts in one batch, each redone by plain forward passes over its own text."""
+    import torch
+
+    prompts = _prompts(reader)
+    owner, seeds = [0, 0, 0, 1, 1, 2, 2, 2], list(range(8))
+    drawn = reader.sample(prompts, owner, seeds, temperature=0.8, max_new_tokens=12)
+    for (said, finish), at, seed in zip(drawn, owner, seeds, strict=True):
+        text = torch.tensor([prompts[at] + said])
+        with torch.inference_mode():
+            logits = reader.model(text).logits[0, len(prompts[at]) - 1 :].float()
+        uniform = np.random.Generator(np.random.Philox(seed)).random(12)
+        again = [
+            int(_choose(logits[i : i + 1], np.array([0]), uniform[i : i + 1], 0.8, 1.0)[0])
+            for i in range(min(len(logits), 12))
+        ]
+        assert again[: len(said)] == said
+        assert finish == ("stop" if len(said) < 12 else "length")
+        assert len(said) == 12 or again[len(said)] in reader.ends
+
+
+def test_a_draw_does_not_depend_on_the_others(reader: Any) -> None:
+    prompts = _prompts(reader)[:1]
+    many = reader.sample(prompts, [0] * 6, [5, 6, 7, 8, 9, 10], temperature=0.8, max_new_tokens=8)
+    one = reader.sample(prompts, [0], [8], temperature=0.8, max_new_tokens=8)
+    assert one[0] == many[3]
+
+
+def test_sampled_letters_follow_the_exact_probabilities(reader: Any) -> None:
+    tokens = _prompts(reader, "choice")[0]
+    p, coverage = reader.option_probabilities(tokens, ["C", "D"], 0.8)
+    drawn = reader.sample(
+        [tokens], [0] * 2000, list(range(2000)), temperature=0.8, max_new_tokens=8,
+        decided=[lambda text: len(text) > 1],
+    )  # fmt: skip
+    texts = [reader.tokenizer.decode(ids) for ids, _ in drawn]
+    seen = collections.Counter(
+        t[0] if t[:1] in ("C", "D") and not (t[1:2].isalnum() or t[1:2] in "_.") else "?"
+        for t in texts
+    )
+    expected = np.array([*p, 1 - coverage]) * 2000
+    observed = np.array([seen["C"], seen["D"], seen["?"]])
+    enough = expected > 5
+    assert observed[~enough].sum() < 30
+    assert chisquare(observed[enough], expected[enough] * observed[enough].sum() / expected[enough].sum()).pvalue > 1e-4
+
+
+def test_option_probabilities_are_the_plain_model_s(reader: Any) -> None:
+    """Contributions, by plain forward passes over each whole option and the mass of what may follow."""
+    import torch
+
+    tokens = prompt_tokens(
+        reader.tokenizer, messages(find("party/public_goods"), "choice", WORDING)
+    )
+    options = [str(i) for i in range(11)]
+    p, coverage = reader.option_probabilities(tokens, options, 0.8)
+    for option, value in zip(options, p, strict=True):
+        ids = reader.tokenizer(option, add_special_tokens=False)["input_ids"]
+        with torch.inference_mode():
+            logits = reader.model(torch.tensor([tokens + ids])).logits[0, len(tokens) - 1 :]
+        q = torch.softmax(logits.double() / 0.8, -1)
+        plain = float(torch.prod(torch.stack([q[i, t] for i, t in enumerate(ids)])))
+        plain *= float(q[-1, reader._boundary].sum())
+        assert value == pytest.approx(plain, rel=1e-3)
+    assert coverage == pytest.approx(p.sum())
+    assert 0 < coverage <= 1
+
+
+def test_temperature_zero_is_greedy(reader: Any) -> None:
+    import torch
+
+    tokens = _prompts(reader)[0]
+    (said, _), = reader.sample([tokens], [0], [1], temperature=0, max_new_tokens=6)  # fmt: skip
+    out = reader.model.generate(
+        torch.tensor([tokens]), max_new_tokens=6, do_sample=False, repetition_penalty=1.0
+    )
+    assert out[0, len(tokens) :].tolist()[: len(said)] == said
+
+
+def test_repetition_penalty_is_that_of_transformers(reader: Any) -> None:
+    import torch
+
+    tokens = _prompts(reader)[0]
+    (said, _), = reader.sample(  # fmt: skip
+        [tokens], [0], [1], temperature=0, max_new_tokens=8, repetition_penalty=1.3
+    )
+    out = reader.model.generate(
+        torch.tensor([tokens]), max_new_tokens=8, do_sample=False, repetition_penalty=1.3
+    )
+    assert out[0, len(tokens) :].tolist()[: len(said)] == said
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
+    import torch
+
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
+    uniform = np.linspace(0.001, 0.999, 500)
+    chosen = _choose(logits, np.zeros(500, dtype=int), uniform, 1.0, 0.75)
+    assert set(chosen.tolist()) == {0, 1}
+    assert (chosen == 0).float().mean() == pytest.approx(0.5 / 0.8, abs=0.01)
+
+
+def test_langchain_generate_and_ask_give_the_same_draws(smol: Card) -> None:
+    said = messages(find("IR/stag_hunt"), "choice+motivation", WORDING)
+    with open_engine(smol, engine="transformers") as engine:
+        texts = [c.text for c in ask(engine, [Request(said, [3, 4])], temperature=0.8, max_new_tokens=8)[0]]
+        result = engine.chat.generate([said], seeds=[3, 4], temperature=0.8, max_new_tokens=8)
+        assert [g.text for g in result.generations[0]] == texts
+
+
+def test_llama_cpp_and_an_endpoint_on_loopback_answer_like_transformers(
+    smol: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three ways to one model: exact P(C) over the same prompt within the quantized kernels' noise."""
+    from dataclasses import replace
+
+    from tomlib.readout import option_probabilities
+
+    said = messages(scenarios("in_sample")[0], "choice", WORDING)
+    with open_engine(smol, engine="transformers") as engine:
+        exact, _ = option_probabilities(engine, said, ["C", "D"], 0.8)
+    with open_engine(smol, engine="llamacpp", parallel=4, threads=2) as server:
+        near, _ = option_probabilities(server, said, ["C", "D"], 0.8)
+        drawn = ask(server, [Request(said, [1, 2, 3, 4, 5, 6])], temperature=0.8, max_new_tokens=4)
+        assert [len(d) for d in drawn] == [6]
+        assert all(c.new_tokens for c in drawn[0])
+        monkeypatch.setenv("TOM_TEST_KEY", server.chat.openai_api_key.get_secret_value())
+        own = replace(
+            card("llamacpp-server"),
+            base_url=server.chat.openai_api_base,
+            api_key_env="TOM_TEST_KEY",
+            model_id="any",
+            prefill="native",
+        )
+        with open_engine(own) as endpoint:
+            same, _ = option_probabilities(endpoint, said, ["C", "D"], 0.8)
+    share = [p[0] / p.sum() for p in (exact, near, same)]
+    assert share[1] == pytest.approx(share[0], abs=0.05)
+    assert share[2] == pytest.approx(share[1], abs=0.01)
+
+
+def test_engine_errors_say_what_to_do(smol: Card, tmp_path: Any, monkeypatch: Any) -> None:
+    with pytest.raises(TomError, match="cannot take an adapter"):
+        open_engine(smol, tmp_path, engine="llamacpp")
+    with pytest.raises(TomError, match="unknown engine"):
+        open_engine(smol, engine="vlm")
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    from dataclasses import replace
+
+    closed = replace(card("llamacpp-server"), api_key_env="NO_SUCH_KEY")
+    with pytest.raises(TomError, match="NO_SUCH_KEY"):
+        open_engine(closed)
+    nobody = replace(closed, api_key_env="", base_url="http://127.0.0.1:9/v1")
+    with open_engine(nobody) as engine:
+        engine.chat.max_retries = 0
+        engine.chat.root_client.max_retries = 0
+        with pytest.raises(TomError, match="no answer"):
+            ask(engine, [Request(messages(find("IR/stag_hunt"), "choice", WORDING), [1])], temperature=1)

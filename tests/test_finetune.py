@@ -1,0 +1,157 @@
+"""Shared-prefix LoRA against the row-by-row computation; adapters, checkpoints, resume."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tomlib import finetune
+from tomlib.collect import collect, training_rows, tuned_adapter
+from tomlib.errors import TomError
+from tomlib.finetune import Group, check_base, group_nll
+from tomlib.models import Card, card
+from tomlib.profiles import Run
+
+
+@pytest.fixture(scope="module")
+def lora(smol: Card) -> Any:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from tomlib.engines import load_transformers
+
+    model, _ = load_transformers(smol)
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(model, config)
+    torch.manual_seed(0)
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.02)
+    return model
+
+
+@pytest.mark.parametrize("answers", [1, 4, 16])
+def test_loss_and_gradients_equal_the_row_by_row_computation(lora: Any, answers: int) -> None:
+    import torch
+
+    rng = random.Random(answers)
+    prompt = tuple(rng.randrange(100, 20000) for _ in range(60))
+    tails = tuple(
+        tuple(rng.randrange(100, 20000) for _ in range(rng.randrange(1, 20))) for _ in range(answers)
+    )
+    weights = tuple(float(1 + i % 3) for i in range(answers))
+    lora.zero_grad()
+    shared = group_nll(lora, Group(prompt, tails, weights))
+    shared.backward()
+    grads = {n: p.grad.clone() for n, p in lora.named_parameters() if p.grad is not None}
+    lora.zero_grad()
+    total = 0.0
+    for tail, weight in zip(tails, weights, strict=True):
+        logp = lora(input_ids=torch.tensor([prompt + tail])).logits[0].log_softmax(-1)
+        picked = logp[len(prompt) - 1 : -1].gather(1, torch.tensor(tail)[:, None])
+        loss = -picked.sum() * weight
+        loss.backward()
+        total += loss.item()
+    assert shared.item() == pytest.approx(total, rel=1e-5)
+    error = sum(((p.grad - grads[n]) ** 2).sum() for n, p in lora.named_parameters() if n in grads)
+    size = sum((g**2).sum() for g in grads.values())
+    assert float((error / size) ** 0.5) < 1e-5
+    lora.zero_grad()
+
+
+def _rows(run: Run) -> pd.DataFrame:
+    return training_rows(run, "published")
+
+
+def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(
+    new_smoke: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+
+    monkeypatch.setattr(finetune, "CHECKPOINT_SECONDS", 0.0)
+    run = new_smoke(max_steps=4, published_epochs=4, published_batch=1, lora_dropout=0.1)
+    whole = tuned_adapter(run, "published", progress=False)
+    ours = load_file(whole.folder / "adapter_model.safetensors")
+    monkeypatch.setenv("TOM_RUNS", str(tmp_path / "again"))
+    other = new_smoke(max_steps=4, published_epochs=4, published_batch=1, lora_dropout=0.1)
+    from dataclasses import replace
+
+    other = replace(other, folder=tmp_path / "again" / "smoke")
+    calls = 0
+    backward = finetune._backward
+
+    def dies_at_the_third(*args: Any) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return backward(*args)
+
+    monkeypatch.setattr(finetune, "_backward", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        tuned_adapter(other, "published", progress=False)
+    monkeypatch.setattr(finetune, "_backward", backward)
+    resumed = tuned_adapter(other, "published", progress=False)
+    assert resumed.fingerprint == whole.fingerprint
+    theirs = load_file(resumed.folder / "adapter_model.safetensors")
+    assert all((ours[k] == theirs[k]).all() for k in ours)
+    pd.testing.assert_frame_equal(
+        whole.log.drop(columns="seconds"), resumed.log.drop(columns="seconds")
+    )
+
+
+def test_a_finished_adapter_is_found_again_and_a_change_makes_another(
+    new_smoke: Callable[..., Run],
+) -> None:
+    run = new_smoke(max_steps=1)
+    first = tuned_adapter(run, "published", progress=False)
+    written = (first.folder / "training.json").stat().st_mtime_ns
+    assert tuned_adapter(run, "published", progress=False) == first
+    assert (first.folder / "training.json").stat().st_mtime_ns == written
+    frame = _rows(run)
+    how, who = finetune.settings(run, "published"), card("smollm2-135m")
+    assert finetune.fingerprint(who, how, frame) == first.fingerprint
+    changed = frame.assign(weight=frame["weight"] + (frame.index == 0))
+    assert finetune.fingerprint(who, how, changed) != first.fingerprint
+    other = finetune.settings(run.changed(lora_r=4), "published")
+    assert finetune.fingerprint(who, other, frame) != first.fingerprint
+
+
+def test_training_lowers_the_loss_of_what_it_sees(new_smoke: Callable[..., Run]) -> None:
+    run = new_smoke(max_steps=0, published_epochs=6, published_batch=4)
+    log = tuned_adapter(run, "published", progress=False).log
+    assert log["loss"].iloc[-1] < log["loss"].iloc[0] - 0.05
+
+
+def test_an_adapter_of_another_base_model_is_refused(tmp_path: Path, smol: Card) -> None:
+    (tmp_path / "training.json").write_text(json.dumps({"base": "0" * 64, "student": "another"}))
+    with pytest.raises(TomError, match="belongs to 'another'"):
+        check_base(tmp_path, smol)
+    (tmp_path / "training.json").write_text("{")
+    with pytest.raises(TomError, match="no readable training record"):
+        check_base(tmp_path, smol)
+
+
+def test_rows_hold_what_the_teacher_said_after_the_opening(new_smoke: Callable[..., Run]) -> None:
+    run = new_smoke(n_teacher=3)
+    draws = collect(
+        run, "teacher", run.scenarios("in_sample"), "choice+motivation", 3,
+        letter_only=False, progress=False,
+    )  # fmt: skip
+    rows = finetune.rows(run, draws)
+    usable = draws[draws["outcome"].eq("ok")]
+    assert rows["weight"].sum() == len(usable)
+    assert not rows["text"].str.startswith('{"choice"').any()
+    assert set(rows["text"]) == {t.removeprefix('{"choice": "') for t in usable["text"]}
+
+
+def test_no_rows_and_unknown_arms_are_errors(new_smoke: Callable[..., Run]) -> None:
+    run = new_smoke()
+    with pytest.raises(TomError, match="no training rows"):
+        finetune.train(run, "published", _rows(run).iloc[:0])
+    with pytest.raises(TomError, match="arm 'both'"):
+        finetune.settings(run, "both")

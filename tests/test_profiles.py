@@ -1,0 +1,69 @@
+"""Profiles, and what a notebook's parameters may say."""
+
+from pathlib import Path
+
+import pytest
+
+from tomlib.errors import TomError
+from tomlib.profiles import load_profile, open_run, profile_names
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_profile_loads_and_carries_its_own_name(name: str) -> None:
+    assert load_profile(name).name == name
+
+
+def test_the_paper_profile_has_the_paper_s_numbers() -> None:
+    p = load_profile("paper")
+    assert (p.teacher, p.student) == ("llama2-70b-chat", "llama2-7b-chat")
+    assert (p.n_teacher, p.n, p.epochs, p.learning_rate, p.batch_rows) == (300, 300, 3, 5e-5, 64)
+    assert (p.lora_r, p.lora_alpha, p.lora_dropout, p.lora_modules) == (8, 16, 0, ("q_proj", "v_proj"))
+    assert (p.repetition_penalty, p.student_quantization, p.tokens_motivation) == (1.1, "nf4", 600)
+
+
+def test_parameters_override_and_none_leaves_the_profile_s_value() -> None:
+    run = open_run("04-in-sample", {"profile": "smoke", "n": 3, "seed": None, "In": [], "_x": 1})
+    assert run.profile.n == 3
+    assert run.profile.seed == load_profile("smoke").seed
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ({"profile": "quik"}, "did you mean 'quick'"),
+        ({"nn": 3}, "unknown parameter 'nn'; did you mean 'n'"),
+        ({"n": "3"}, "must be int, not str"),
+        ({"n": True}, "must be int, not bool"),
+        ({"n": 0}, "at least 1"),
+        ({"temperature": -0.1}, "temperature = -0.1 must be at least 0"),
+        ({"temperature": float("nan")}, "must be at least 0"),
+        ({"top_p": 1.5}, "at most 1"),
+        ({"learning_rate": 0}, "above 0"),
+        ({"held_out": 1.0}, "below 1"),
+        ({"replay": "yes"}, "must be bool"),
+        ({"teacher_answer": "letter"}, "unknown"),
+        ({"contexts": [1]}, "list of texts"),
+    ],
+)
+def test_bad_parameters_are_errors(parameters: dict[str, object], says: str) -> None:
+    with pytest.raises(TomError, match=says):
+        open_run("04-in-sample", {"profile": "smoke", **parameters})
+
+
+def test_an_unknown_chapter_is_an_error() -> None:
+    with pytest.raises(TomError, match="04-in-sample"):
+        open_run("04-in-sampel", {})
+
+
+def test_bad_profile_files_name_file_and_setting(tmp_path: Path) -> None:
+    good = Path("profiles/smoke.toml").read_text("utf-8")
+    for text, says in (
+        (good.replace("n_teacher = 2", "n_teachers = 2"), "n_teachers.*did you mean 'n_teacher'"),
+        (good.replace("epochs = 1 ", "").replace("\nepochs = 1\n", "\n"), "'epochs' is missing"),
+        (good.replace("seed = 20240805", "seed = 'x'"), "seed"),
+        ("a = ", "not valid TOML"),
+    ):
+        path = tmp_path / "mine.toml"
+        path.write_text(text)
+        with pytest.raises(TomError, match=says):
+            load_profile(str(path))

@@ -1,0 +1,75 @@
+"""The whole experiment on the smallest real model: draws, trainings, chapters, shipping, checking."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tomlib.errors import TomError
+from tomlib.models import Card
+from tomlib.profiles import CHAPTERS
+from tomlib.reproduce import read_manifest, ship, verify_run
+
+TOM = [sys.executable, "-m", "tomlib.cli"]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory, smol: Card) -> Path:
+    """A finished smoke run, made by the command line, killed once on the way."""
+    base = tmp_path_factory.mktemp("runs")
+    environment = os.environ | {"TOM_RUNS": str(base)}
+    command = [*TOM, "reproduce", "--profile", "smoke", "--no-book"]
+    killed = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert killed.stdout is not None
+    for line in killed.stdout:
+        if "student in_sample" in line:
+            killed.kill()
+            break
+    killed.wait()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return base / "smoke"
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+def test_the_run_is_complete_and_every_chapter_ran(smoke: Path) -> None:
+    assert verify_run(smoke).empty
+    manifest = read_manifest(smoke)
+    assert manifest["label"] == "smoke"
+    for chapter in CHAPTERS:
+        notebook = json.loads((smoke / "notebooks" / f"{chapter}.ipynb").read_text("utf-8"))
+        outputs = [o for c in notebook["cells"] for o in c.get("outputs", [])]
+        assert outputs
+        assert not any(o["output_type"] == "error" for o in outputs)
+        assert f"chapter {chapter}" in manifest["stages"]
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+def test_a_shipped_run_verifies_and_a_changed_count_does_not(smoke: Path, tmp_path: Path) -> None:
+    shipped = ship(smoke, tmp_path / "smoke")
+    assert verify_run(shipped).empty
+    shard = next((shipped / "draws").glob("*.gz"))
+    text = gzip.decompress(shard.read_bytes()).decode()
+    for old, new in (('"choice": "C"', '"choice": "D"'), ('"choice": "D"', '"choice": "C"')):
+        if old in text:
+            shard.write_bytes(gzip.compress(text.replace(old, new, 1).encode()))
+            break
+    try:
+        problems = verify_run(shipped)
+    except TomError:
+        return
+    assert len(problems)
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+def test_a_missing_shard_is_told(smoke: Path, tmp_path: Path) -> None:
+    shipped = ship(smoke, tmp_path / "smoke")
+    next((shipped / "draws").glob("*student*" if False else "*--choice--*")).unlink()
+    assert verify_run(shipped)["problem"].str.contains("draws missing").any()
