@@ -173,6 +173,18 @@ def test_improvement_measures_leave_out_the_flagged_where_they_say_so():
     assert (measures["low"] <= measures["estimate"]).all()
 
 
+def test_improvement_in_words_names_what_the_flagged_scenarios_do():
+    side = alignment.compare(published.roles().query("split == 'in_sample'"))
+    words = alignment.improvement_in_words(alignment.improvement_measures(side, resamples=200))
+    assert words.startswith("Improvement 46.6% (mean of ratios; 95 % interval over scenarios: ")
+    assert "34.2% over the 16 of 20 scenarios where teacher and student clearly differ" in words
+    assert words.endswith("median 32.3%; 33.0% of the distance to the teacher closed.")
+    two = alignment.improvement_measures(side.iloc[:2], resamples=20)
+    assert "interval over scenarios: none)" in alignment.improvement_in_words(two)
+    nothing = alignment.improvement_measures(side.assign(tuned=np.nan), resamples=20)
+    assert alignment.improvement_in_words(nothing).startswith("No scenario has readable answers")
+
+
 def test_exceptions_are_named():
     side = alignment.compare(published.roles().query("split == 'scaled_games'"))
     assert alignment.exceptions_in_words(alignment.improvement(side)) == (
@@ -356,9 +368,22 @@ def test_contribution_distances_are_scipys():
 
 
 def test_contribution_improvement_has_the_interval_of_redrawn_answers():
-    gone = contributions.improvement(published.public_goods())
+    gone = contributions.improvement(published.public_goods_roles())
     rng = np.random.default_rng(0)
     student = 5 + 2 * rng.binomial(300, 74 / 300, 20_000) / 300
     tuned = 5 + 2 * rng.binomial(300, 138 / 300, 20_000) / 300
     low, high = np.quantile((tuned - student) / (7 - student), [0.025, 0.975])
     assert (gone.low, gone.high) == pytest.approx((low, high), abs=0.006)
+
+
+def test_contributions_in_words_with_a_model_that_gave_no_readable_answer():
+    given = published.public_goods_roles()
+    assert contributions.in_words(given) == (
+        "Teacher 7.00, student 5.49, tuned student 5.92 dollars; improvement 28.3% (95 % interval "
+        "over draws: 19% to 37%). The distribution's distance from the teacher's went from 0.75 to "
+        "0.54 (total variation)."
+    )
+    given["contribution"] = given["contribution"].where(given["model"] != "student").astype("Int64")
+    assert "student nan" in contributions.in_words(given)
+    assert contributions.summary(given).set_index("model").loc["student", "unread"] == 300
+    assert np.isnan(contributions.compare_means(given)["t"][0])

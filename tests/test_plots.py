@@ -65,7 +65,7 @@ def test_propensity_marks_the_published_figures():
 def test_the_same_model_has_the_same_colour_everywhere():
     grid = plots.propensity(COUNTS)
     teacher = bars(grid[1, 0])[0].patches[0].get_facecolor()
-    left, _ = plots.public_goods(published.public_goods())
+    left, _ = plots.public_goods(published.public_goods_roles())
     assert matplotlib.colors.to_hex(teacher) == plots.TEACHER.lower()
     assert matplotlib.colors.to_hex(left.patches[0].get_facecolor()) == plots.TEACHER.lower()
 
@@ -100,7 +100,7 @@ def test_improvement_outside_the_limits_is_drawn_at_the_edge():
 
 
 def test_public_goods_means_and_distributions():
-    given = published.public_goods()
+    given = published.public_goods_roles()
     left, right = plots.public_goods(given)
     assert heights(left) == pytest.approx([7, 1648 / 300, 5.92])
     assert sum(heights(right)) == pytest.approx(3)  # three distributions
@@ -112,6 +112,15 @@ def test_public_goods_means_and_distributions():
     left, right = plots.public_goods(exact, published=given)
     assert heights(left)[:3] == pytest.approx(heights(left)[3:])
     assert "tuned (published)" in labels(right)
+
+
+def test_the_published_teacher_is_hatched_among_this_runs_models():
+    given = published.public_goods_roles().replace({"model": {"teacher": "published-teacher"}})
+    left, _ = plots.public_goods(given)
+    hatches = [patch.get_hatch() for container in bars(left) for patch in container]
+    assert hatches == ["//", None, None]
+    face = bars(left)[0].patches[0].get_edgecolor()
+    assert matplotlib.colors.to_hex(face) == plots.TEACHER.lower()
 
 
 def test_forest_plot_has_every_row_and_the_margin():
@@ -178,5 +187,7 @@ def test_figures_survive_what_small_runs_give():
     plots.scores(alignment.scorecard(side, resamples=20))
     plots.scaled_differences(stats.proportion_tests(one.iloc[:1], one.iloc[:1]))
     plots.loss_curve(pd.DataFrame(columns=["step", "epoch", "loss", "heldout_loss"], dtype=float))
-    nobody = published.public_goods().assign(contribution=pd.array([pd.NA] * 5, dtype="Int64"))
+    nobody = published.public_goods_roles().assign(
+        contribution=pd.array([pd.NA] * 5, dtype="Int64")
+    )
     plots.public_goods(nobody)

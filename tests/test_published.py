@@ -37,7 +37,9 @@ def test_other_averages_do_not_give_the_headlines():
 
 
 def test_the_28_percent_are_the_public_goods_game():
-    assert round(100 * contributions.improvement(published.public_goods()).estimate, 1) == 28.3
+    assert (
+        round(100 * contributions.improvement(published.public_goods_roles()).estimate, 1) == 28.3
+    )
     doubled = alignment.improvement(comparison("scaled_games"))
     by_context = (100 * doubled.groupby("context")["improvement"].mean()).round(1)
     assert round(by_context.mean(), 2) == 39.96  # rounded twice; 39.95 when rounded once
@@ -68,7 +70,7 @@ def test_every_exacerbation_and_overcorrection(split, exacerbated, overcorrected
 
 
 def test_public_goods_means_errors_and_t_tests():
-    given = contributions.summary(published.public_goods()).set_index("model")
+    given = contributions.summary(published.public_goods_roles()).set_index("model")
     assert given["mean"].round(2).to_dict() == {"teacher": 7.00, "student": 5.49, "tuned": 5.92}
     assert given["se"].round(3).to_dict() == {"teacher": 0.0, "student": 0.050, "tuned": 0.058}
     printed = published.PUBLIC_GOODS_SUMMARIES
@@ -79,13 +81,13 @@ def test_public_goods_means_errors_and_t_tests():
         for pair in (("student", "tuned"), ("tuned", "teacher"))
     }
     assert [round(value, 2) for value in t.values()] == [-5.68, -18.90]
-    counted = contributions.compare_means(published.public_goods())
+    counted = contributions.compare_means(published.public_goods_roles())
     assert counted["t"].round(2).tolist() == [-5.60, -18.73]
 
 
 def test_the_summaries_of_the_t_tests_are_the_counts_cut_off():
     """The second deviation was cut off, not rounded: 0.997 became 0.99."""
-    given = contributions.summary(published.public_goods()).set_index("model")
+    given = contributions.summary(published.public_goods_roles()).set_index("model")
     for role, (mean, sd) in published.PUBLIC_GOODS_SUMMARIES.items():
         population = given.loc[role, "sd"] * (299 / 300) ** 0.5
         assert round(given.loc[role, "mean"], 2) == mean

@@ -14,7 +14,7 @@ its own, `contributions`.
 [{'improvement': 0.75, 'verdict': 'improves'}]
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,12 @@ Array = NDArray[np.float64]
 
 SCENARIO = ["split", "context", "game"]
 CELL = [*SCENARIO, "model", "answer"]
+
+#: The arms of a run: (teacher, student, tuned student) by their roles.
+ARMS: dict[str, tuple[str, str, str]] = {
+    "family": ("teacher", "student", "tuned"),
+    "published": ("published-teacher", "student", "published-tuned"),
+}
 
 #: Answers without a readable choice: they are counted beside C and D, never dropped.
 UNREAD = ("unparsed", "refused", "truncated")
@@ -127,6 +133,15 @@ def compare(
     wide = pd.concat(parts, axis=1).reset_index()
     roles = ["teacher", "student", "tuned"]
     return wide[[*SCENARIO, *roles, *(f"n_{role}" for role in roles)]]
+
+
+def stack(tables: Mapping[str, pd.DataFrame], name: str = "comparison") -> pd.DataFrame:
+    """Tables of one form below each other, each named in the index.
+
+    >>> stack({"a": pd.DataFrame({"x": [1, 2]}), "b": pd.DataFrame({"x": [3]})})["x"].to_dict()
+    {('a', 0): 1, ('a', 1): 2, ('b', 0): 3}
+    """
+    return pd.concat(dict(tables), names=[name, None])
 
 
 # ----------------------------------------------------------------------------------- improvement
@@ -276,7 +291,33 @@ def improvement_measures(
         if len(used):
             interval = stats.bootstrap(statistic, *_columns(used), resamples=resamples, seed=seed)
             rows.append({"measure": measure, **interval._asdict(), "scenarios": len(used)})
-    return pd.DataFrame(rows)
+    columns = ["measure", "estimate", "low", "high", "method", "scenarios"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def improvement_in_words(measures: pd.DataFrame) -> str:
+    """The improvement in one sentence: the paper's measure, its interval, and two sober ones.
+
+    Args:
+        measures: What `improvement_measures` returns.
+    """
+    rows = {row["measure"]: row for row in measures.to_dict("records")}
+    if PAPER not in rows:
+        return "No scenario has readable answers of all three models."
+    mean, unflagged = rows[PAPER], rows.get(f"{PAPER}, unflagged")
+    text = (
+        f"Improvement {mean['estimate']:.1%} (mean of ratios; 95 % interval over scenarios: "
+        f"{stats.span(mean['low'], mean['high'])})"
+    )
+    if unflagged and unflagged["scenarios"] < mean["scenarios"]:
+        text += (
+            f", {unflagged['estimate']:.1%} over the {unflagged['scenarios']} of "
+            f"{mean['scenarios']} scenarios where teacher and student clearly differ"
+        )
+    return (
+        f"{text}; median {rows['median of ratios']['estimate']:.1%}; "
+        f"{rows['pooled distance-based']['estimate']:.1%} of the distance to the teacher closed."
+    )
 
 
 def exceptions_in_words(improvements: pd.DataFrame) -> str:
@@ -512,8 +553,9 @@ def in_words(card: pd.DataFrame, tuned: str = "the tuned student") -> str:
     own = rows["tuned"]
     text = (
         f"On average over {own['scenarios']} scenarios {tuned} is {own['gap']:.3f} away from the "
-        f"teacher (before tuning: {rows['student']['gap']:.3f})."
+        "teacher"
     )
+    text += f" (before tuning: {rows['student']['gap']:.3f})." if "student" in rows else "."
     for name, row in rows.items():
         if not name.startswith("teacher's") and name != "teacher in training":
             continue

@@ -84,21 +84,29 @@ def compare_means(
     return pd.DataFrame(rows, columns=["first", "second", "difference", "t", "df", "p"])
 
 
-def improvement(table: pd.DataFrame) -> stats.Interval:
+def improvement(
+    table: pd.DataFrame, teacher: str = "teacher", student: str = "student", tuned: str = "tuned"
+) -> stats.Interval:
     """The paper's improvement, (tuned - student) / (teacher - student), of mean contributions.
+
+    Args:
+        table: Counts or exact probabilities (see `summary`).
+        teacher: Name in `model` of the model to be imitated.
+        student: Name of the small model before tuning.
+        tuned: Name of the small model after tuning.
 
     Returns:
         The ratio with its 95 % Fieller interval over draws; one game has no scenarios to draw.
     """
     given = summary(table).set_index("model")
     mean, noise = given["mean"], given["se"] ** 2
-    ratio = alignment.ratio(mean["teacher"], mean["student"], mean["tuned"])
+    ratio = alignment.ratio(mean[teacher], mean[student], mean[tuned])
     low, high = stats.fieller(
-        mean["tuned"] - mean["student"],
-        mean["teacher"] - mean["student"],
-        noise["tuned"] + noise["student"],
-        noise["teacher"] + noise["student"],
-        noise["student"],
+        mean[tuned] - mean[student],
+        mean[teacher] - mean[student],
+        noise[tuned] + noise[student],
+        noise[teacher] + noise[student],
+        noise[student],
     )
     return stats.Interval(float(ratio), float(low), float(high), "Fieller")
 
@@ -124,7 +132,7 @@ def distances(
         .pivot_table(
             index="model", columns="contribution", values="p" if exact else "count", aggfunc="sum"
         )
-        .reindex(columns=range(endowment + 1))
+        .reindex(index=pd.Index(table["model"].unique()), columns=range(endowment + 1))
         .fillna(0.0)
         .astype(float)
     )
@@ -143,3 +151,25 @@ def distances(
         }
     )
     return result[result["model"] != teacher].reset_index(drop=True)
+
+
+def in_words(
+    table: pd.DataFrame, teacher: str = "teacher", student: str = "student", tuned: str = "tuned"
+) -> str:
+    """What the contributions say: means, improvement, and how far the distributions are apart.
+
+    Args:
+        table: Counts or exact probabilities (see `summary`).
+        teacher: Name in `model` of the model to be imitated.
+        student: Name of the small model before tuning.
+        tuned: Name of the small model after tuning.
+    """
+    mean = summary(table).set_index("model")["mean"]
+    far = distances(table, teacher=teacher).set_index("model")["total_variation"]
+    gone = improvement(table, teacher, student, tuned)
+    return (
+        f"Teacher {mean[teacher]:.2f}, student {mean[student]:.2f}, tuned student "
+        f"{mean[tuned]:.2f} dollars; improvement {gone.estimate:.1%} (95 % interval over draws: "
+        f"{stats.span(gone.low, gone.high)}). The distribution's distance from the teacher's went "
+        f"from {far[student]:.2f} to {far[tuned]:.2f} (total variation)."
+    )

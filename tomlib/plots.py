@@ -297,7 +297,8 @@ def public_goods(
     for part, filled in sets:
         for row in contributions.summary(part).dropna(subset="mean").to_dict("records"):
             model, mean = str(row["model"]), float(row["mean"])
-            look = {"color": colour(model), "alpha": 0.85} if filled else _open(colour(model))
+            measured = filled and model != "published-teacher"
+            look = {"color": colour(model), "alpha": 0.85} if measured else _open(colour(model))
             label = _spoken(model) + ("" if filled or published is None else " (published)")
             left.bar(len(names), mean, 0.7, yerr=row["se"], capsize=4, ecolor="#444444", **look)
             left.text(len(names), mean + 0.3, f"{mean:.2f}", ha="center", fontsize=9)

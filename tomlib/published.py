@@ -97,8 +97,13 @@ def roles(folder: Path | str | None = None) -> pd.DataFrame:
 
 
 def public_goods(folder: Path | str | None = None) -> pd.DataFrame:
-    """Published contributions, by role: `model, contribution` (dollars)`, count`."""
-    table = _read("public_goods.csv", folder)
+    """Published contributions: `model` (as published), `contribution` (dollars), `count`."""
+    return _read("public_goods.csv", folder)
+
+
+def public_goods_roles(folder: Path | str | None = None) -> pd.DataFrame:
+    """The published contributions with `model` replaced by the role it had in the paper."""
+    table = public_goods(folder)
     names = {"llama2-70b": "teacher", "llama2-7b": "student", "llama2-7b-ft": "tuned"}
     return table.assign(model=table["model"].replace(names))
 
@@ -237,7 +242,7 @@ def verify(
     Returns:
         `source_file, scenario, ours, theirs, problem`; `theirs` is what was expected.
     """
-    counts, contributions = roles(folder), public_goods(folder)
+    counts, contributions = roles(folder), public_goods_roles(folder)
     printed, regenerated = table1(folder), table1_regenerated(folder)
     rows: list[tuple[str, str, object, object, str]] = []
 

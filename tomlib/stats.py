@@ -47,6 +47,17 @@ class TTest(NamedTuple):
     p: float
 
 
+def span(low: float, high: float) -> str:
+    """An interval of shares in words.
+
+    >>> span(0.271, 0.404), span(float("-inf"), float("inf")), span(float("nan"), float("nan"))
+    ('27% to 40%', 'unbounded', 'none')
+    """
+    if np.isnan(low) or np.isnan(high):
+        return "none"
+    return "unbounded" if np.isinf(low) or np.isinf(high) else f"{low:.0%} to {high:.0%}"
+
+
 def _arrays(*values: ArrayLike) -> list[Array]:
     return [np.asarray(array, dtype=float) for array in np.broadcast_arrays(*values)]
 
@@ -204,7 +215,8 @@ def table1_rule(rates1: ArrayLike, rates2: ArrayLike, draws: int = 300) -> pd.Da
     """
     p1, p2 = _arrays(rates1, rates2)
     se = np.sqrt(p1 * (1 - p1) / draws)
-    z = (p1 - p2) / se
+    with np.errstate(all="ignore"):  # se is 0 where all or none cooperated
+        z = (p1 - p2) / se
     p = stats.norm.sf(np.abs(z))
     rounded = np.round(p, 2)
     stars = np.select([rounded <= 0.0, rounded <= 0.01, rounded <= 0.05], ["***", "**", "*"], "")
@@ -227,9 +239,13 @@ def welch_from_summary(
 ) -> TTest:
     """Welch's t test of mean1 - mean2, from means, standard deviations and sample sizes.
 
+    NaN for samples of fewer than two.
+
     >>> round(welch_from_summary(5.92, 0.99, 300, 7, 0, 300).t, 2)  # as the paper prints it
     -18.9
     """
+    if min(n1, n2) < 2:
+        return TTest(float("nan"), float("nan"), float("nan"))
     with np.errstate(all="ignore"):  # two samples without spread: t is infinite or undefined
         test = stats.ttest_ind_from_stats(mean1, sd1, n1, mean2, sd2, n2, equal_var=False)
     e1, e2 = sd1**2 / n1, sd2**2 / n2
