@@ -319,8 +319,9 @@ def verify_run(folder: Path) -> pd.DataFrame:
         raise TomError(f"{folder / 'manifest.json'}: no usable profile ({error})") from None
     run = Run(profile, folder, None)
     problems: list[tuple[str, str]] = []
-    for line in verify(folder).itertuples(index=False):
-        problems.append((str(line[0]), " ".join(str(part) for part in line[1:])))
+    shards = verify(folder)
+    for shard in shards[shards["problem"].ne("")].itertuples():
+        problems.append((f"{shard.kind}/{shard.shard}", str(shard.problem)))
     for name, said in manifest.get("models", {}).items():
         if weights_id(card(name)) != said.get("weights"):
             problems.append(("manifest.json", f"weights of {name} differ from its card"))
