@@ -6,6 +6,7 @@ estimate has its uncertainty. Call `style()` once per notebook.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -302,7 +303,7 @@ def public_goods(
             label = _spoken(model) + ("" if filled or published is None else " (published)")
             left.bar(len(names), mean, 0.7, yerr=row["se"], capsize=4, ecolor="#444444", **look)
             left.text(len(names), mean + 0.3, f"{mean:.2f}", ha="center", fontsize=9)
-            names.append(label.replace(" (", "\n("))
+            names.append(label.replace(" (", "\n(").replace("-", "\n"))
             rows = part[(part["model"] == model) & part["contribution"].notna()]
             weight = rows["p" if "p" in rows else "count"].astype(float)
             x = rows["contribution"].astype(float) - 0.4 + (place + 0.5) * width
@@ -375,13 +376,14 @@ def exact_vs_sampled(agreement: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     ax = ax or plt.subplots(figsize=(4.8, 4.6))[1]
     ax.plot([0, 1], [0, 1], color="#767676", linewidth=0.8)
-    for model, rows in agreement.groupby("model", sort=False):
+    groups = agreement.groupby("model", sort=False)
+    for marker, (model, rows) in zip(cycle(_MARKERS), groups, strict=False):
         base = colour(str(model))
         ax.errorbar(
             rows["exact"],
             rows["rate"],
             _whiskers(rows["rate"], rows["low"], rows["high"]),
-            fmt="o",
+            fmt=marker,
             color=base,
             ms=4,
             linewidth=0.9,
@@ -466,7 +468,7 @@ def teacher_vs_tuned(
     ax = ax or plt.subplots(figsize=(5.6, 5.2))[1]
     ax.plot([0, 1], [0, 1], color="#767676", linewidth=0.8)
     contexts = list(comparison["context"].unique())
-    for context, marker in zip(contexts, _MARKERS * (len(contexts) // 8 + 1), strict=False):
+    for context, marker in zip(contexts, cycle(_MARKERS), strict=False):
         ax.plot([], [], marker, mfc="none", mec="#555555", linestyle="", label=_spoken(context))
         rows = comparison[comparison["context"] == context]
         for model in ("student", "tuned"):
