@@ -553,9 +553,9 @@ def test_a_folder_card(place: Path) -> None:
 
 
 def test_a_hub_card_without_network(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(place / "hub"))
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place / "hub"))
     card = models.card("llama2-7b-chat")
     assert not models.is_fetched(card)
     with pytest.raises(TomError, match=r"meta-llama/Llama-2-7b-chat-hf@f5db02db"):
