@@ -477,8 +477,10 @@ def published_distribution(who: Card, scenario: Scenario) -> dict[Any, int]:
             raise TomError(f"{who.name}: no published figures for {scenario.name}")
         return {int(r.contribution): int(r.count) for r in mine.itertuples(index=False)}
     counts = _published_counts(who)
-    keys = counts[["split", "context", "game"]].apply(tuple, axis=1)
-    cell = counts[keys.eq(scenario.key)]
+    split, context, game = scenario.key
+    cell = counts[
+        counts["split"].eq(split) & counts["context"].eq(context) & counts["game"].eq(game)
+    ]
     if len(cell) != 1:
         raise TomError(f"{who.name}: no published figures for {scenario.name} ({scenario.split})")
     return {"C": int(cell["cooperate"].iloc[0]), "D": int(cell["defect"].iloc[0])}

@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -238,30 +239,42 @@ def build_book(notebooks: Path | None = None, out: Path | None = None) -> Path:
     Raises:
         TomError: Jupyter Book is missing, or found something to warn about.
     """
-    source = root()
-    out = out or source / "_build"
-    if notebooks is not None:
-        source = out / "source"
-        shutil.rmtree(source, ignore_errors=True)
-        source.mkdir(parents=True)
-        for name in ("book", "notebooks", "data"):
-            if (root() / name).is_dir():
-                shutil.copytree(root() / name, source / name, dirs_exist_ok=True)
-        for name in ("_config.yml", "_toc.yml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"):
-            if (root() / name).is_file():
-                shutil.copy2(root() / name, source / name)
-        for chapter in notebooks.glob("[0-9][0-9]-*.ipynb"):
-            shutil.copy2(chapter, source / "notebooks" / chapter.name)
-    command = [
-        *(sys.executable, "-m", "jupyter_book.cli.main", "build", str(source)),
-        *("--path-output", str(out), "-W", "--keep-going", "-q"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    page = out / "_build" / "html" / "index.html" if out != root() else out / "index.html"
-    if done.returncode or not page.is_file():
-        said = [x for x in (done.stdout + done.stderr).splitlines() if "WARNING" in x or "rror" in x]
-        raise TomError("the book does not build: " + " | ".join(said[:5] or ["no output"]))
-    return page
+    with tempfile.TemporaryDirectory() as folder:
+        source = built = root()
+        if notebooks is not None or out is not None:
+            source = built = Path(folder)
+            for name in _BOOK:
+                here = root() / name
+                if here.is_dir():
+                    leave_out = shutil.ignore_patterns("runs") if name == "data" else None
+                    shutil.copytree(here, source / name, ignore=leave_out)
+                elif here.is_file():
+                    shutil.copy2(here, source / name)
+        for chapter in sorted(notebooks.glob("*.ipynb")) if notebooks else []:
+            if not chapter.name.endswith(".part.ipynb"):
+                shutil.copy2(chapter, source / "notebooks" / chapter.name)
+        command = [
+            *(sys.executable, "-m", "jupyter_book.cli.main", "build", str(source)),
+            *("--path-output", str(built), "-W", "--keep-going", "-q"),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        pages = built / "_build" / "html"
+        if done.returncode or not (pages / "index.html").is_file():
+            lines = (done.stdout + done.stderr).replace(f"{source}/", "").splitlines()
+            said = [x for x in lines if "WARNING" in x or "rror" in x]
+            raise TomError("the book does not build: " + " | ".join(said[:5] or ["no output"]))
+        if source != root():
+            target = out or root() / "_build" / "html"
+            shutil.copytree(pages, target, dirs_exist_ok=True)
+            pages = target
+        return pages / "index.html"
+
+
+_BOOK = (
+    "_config.yml", "_toc.yml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "book", "data",
+    "notebooks", "profiles",
+)  # fmt: skip
+"""What the book is built from."""
 
 
 # --- shipping and checking a run ------------------------------------------------------------------
