@@ -365,7 +365,8 @@ def verify_run(folder: Path) -> pd.DataFrame:
 def write_manifest(run: Run, stages: Mapping[str, Any]) -> Path:
     """`manifest.json` of a run: profile, versions, machine, cards with hashes, commit, stages.
 
-    Stages of an earlier, interrupted start are kept.
+    Stages of an earlier, interrupted start are kept; of a stage that was passed twice, the longer
+    one counts: it did the work, the other found it done.
     """
     path = run.folder / "manifest.json"
     before: dict[str, Any] = {}
@@ -385,12 +386,20 @@ def write_manifest(run: Run, stages: Mapping[str, Any]) -> Path:
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": {"system": platform.system(), "processor": _processor(), "cores": os.cpu_count()},
         "models": {name: {"weights": weights_id(card(name))} for name in names},
-        "stages": {**before, **stages},
+        "stages": {**before, **{k: _longer(before.get(k), v) for k, v in stages.items()}},
     }
     half = path.with_suffix(".part")
     half.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     os.replace(half, path)
     return path
+
+
+def _longer(before: Any, now: dict[str, str]) -> Any:
+    def seconds(stage: dict[str, str]) -> float:
+        start, end = (datetime.fromisoformat(stage[k]) for k in ("start", "end"))
+        return (end - start).total_seconds()
+
+    return before if before and seconds(before) > seconds(now) else now
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
