@@ -126,8 +126,10 @@ def test_an_empty_ledger_has_the_columns_and_makes_no_folder(book: Ledger) -> No
 
 def test_a_change_to_a_frame_does_not_reach_the_next(book: Ledger) -> None:
     book.append("draws", "s", [draw()])
-    book.draws()["model"] = "changed"
-    assert book.draws()["model"].tolist() == ["tiny"]
+    frame = book.draws()
+    frame["model"] = "changed"
+    frame.loc[0, "choice"] = "D"
+    assert book.draws()[["model", "choice"]].values.tolist() == [["tiny", "C"]]
 
 
 # -- keys -----------------------------------------------------------------------------------------

@@ -295,7 +295,7 @@ class Ledger:
             if name not in frame:
                 raise TomError(f"draws have no column {name!r}{nearest(name, frame.columns)}")
             frame = frame[frame[name].isna() if value is None else frame[name].eq(value)]
-        return frame.reset_index(drop=True).copy()
+        return frame.reset_index(drop=True)
 
     def readouts(self, **equal: Any) -> list[Row]:
         """Readouts as rows, in the order of folders, shards and lines; `equal` as for draws.
