@@ -21,6 +21,10 @@ def _fresh(run: Run) -> Run:
     return run
 
 
+def _ask(run: Run, role: str) -> pd.DataFrame:
+    return collect(run, role, run.scenarios("in_sample"), "choice", 1, progress=False)
+
+
 def test_a_full_ledger_loads_no_model(
     new_smoke: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,9 +129,9 @@ def test_draws_carry_all_that_the_contract_names(new_smoke: Callable[..., Run]) 
         (lambda r: readout(r.changed(temperature=0), "student", r.scenarios("in_sample")), "= 0"),
         (lambda r: readout(r, "student", r.scenarios()), "not both"),
         (lambda r: r.changed(student="gpt"), None),
-        (lambda r: collect(r.changed(student="gpt"), "student", r.scenarios("in_sample"), "choice", 1), "gpt"),
+        (lambda r: _ask(r.changed(student="gpt"), "student"), "gpt"),
         (
-            lambda r: collect(r.changed(published_teacher=""), "published-teacher", r.scenarios("in_sample"), "choice"),
+            lambda r: _ask(r.changed(published_teacher=""), "published-teacher"),
             "names no published_teacher",
         ),
     ],

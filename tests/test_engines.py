@@ -79,7 +79,12 @@ def test_sampled_letters_follow_the_exact_probabilities(reader: Any) -> None:
     observed = np.array([seen["C"], seen["D"], seen["?"]])
     enough = expected > 5
     assert observed[~enough].sum() < 30
-    assert chisquare(observed[enough], expected[enough] * observed[enough].sum() / expected[enough].sum()).pvalue > 1e-4
+    assert (
+        chisquare(
+            observed[enough], expected[enough] * observed[enough].sum() / expected[enough].sum()
+        ).pvalue
+        > 1e-4
+    )
 
 
 def test_option_probabilities_are_the_plain_model_s(reader: Any) -> None:
@@ -118,7 +123,7 @@ def test_repetition_penalty_is_that_of_transformers(reader: Any) -> None:
     import torch
 
     tokens = _prompts(reader)[0]
-    (said, _), = reader.sample(  # fmt: skip
+    ((said, _),) = reader.sample(
         [tokens], [0], [1], temperature=0, max_new_tokens=8, repetition_penalty=1.3
     )
     out = reader.model.generate(
@@ -140,7 +145,10 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
 def test_langchain_generate_and_ask_give_the_same_draws(smol: Card) -> None:
     said = messages(find("IR/stag_hunt"), "choice+motivation", WORDING)
     with open_engine(smol, engine="transformers") as engine:
-        texts = [c.text for c in ask(engine, [Request(said, [3, 4])], temperature=0.8, max_new_tokens=8)[0]]
+        texts = [
+            c.text
+            for c in ask(engine, [Request(said, [3, 4])], temperature=0.8, max_new_tokens=8)[0]
+        ]
         result = engine.chat.generate([said], seeds=[3, 4], temperature=0.8, max_new_tokens=8)
         assert [g.text for g in result.generations[0]] == texts
 
@@ -192,4 +200,8 @@ def test_engine_errors_say_what_to_do(smol: Card, tmp_path: Any, monkeypatch: An
         engine.chat.max_retries = 0
         engine.chat.root_client.max_retries = 0
         with pytest.raises(TomError, match="no answer"):
-            ask(engine, [Request(messages(find("IR/stag_hunt"), "choice", WORDING), [1])], temperature=1)
+            ask(
+                engine,
+                [Request(messages(find("IR/stag_hunt"), "choice", WORDING), [1])],
+                temperature=1,
+            )

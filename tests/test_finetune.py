@@ -25,7 +25,9 @@ def lora(smol: Card) -> Any:
     from tomlib.engines import load_transformers
 
     model, _ = load_transformers(smol)
-    config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+    )
     model = get_peft_model(model, config)
     torch.manual_seed(0)
     for name, p in model.named_parameters():
@@ -41,7 +43,8 @@ def test_loss_and_gradients_equal_the_row_by_row_computation(lora: Any, answers:
     rng = random.Random(answers)
     prompt = tuple(rng.randrange(100, 20000) for _ in range(60))
     tails = tuple(
-        tuple(rng.randrange(100, 20000) for _ in range(rng.randrange(1, 20))) for _ in range(answers)
+        tuple(rng.randrange(100, 20000) for _ in range(rng.randrange(1, 20)))
+        for _ in range(answers)
     )
     weights = tuple(float(1 + i % 3) for i in range(answers))
     lora.zero_grad()

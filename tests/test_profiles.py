@@ -17,7 +17,12 @@ def test_the_paper_profile_has_the_paper_s_numbers() -> None:
     p = load_profile("paper")
     assert (p.teacher, p.student) == ("llama2-70b-chat", "llama2-7b-chat")
     assert (p.n_teacher, p.n, p.epochs, p.learning_rate, p.batch_rows) == (300, 300, 3, 5e-5, 64)
-    assert (p.lora_r, p.lora_alpha, p.lora_dropout, p.lora_modules) == (8, 16, 0, ("q_proj", "v_proj"))
+    assert (p.lora_r, p.lora_alpha, p.lora_dropout, p.lora_modules) == (
+        8,
+        16,
+        0,
+        ("q_proj", "v_proj"),
+    )
     assert (p.repetition_penalty, p.student_quantization, p.tokens_motivation) == (1.1, "nf4", 600)
 
 

@@ -172,7 +172,10 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, act: Callable[..., Any], says: str, example: str) -> Any:
         sub = commands.add_parser(
-            name, help=says, description=f"{says[0].upper()}{says[1:]}.", epilog=f"example: {example}"
+            name,
+            help=says,
+            description=f"{says[0].upper()}{says[1:]}.",
+            epilog=f"example: {example}",
         )
         sub.set_defaults(act=act)
         return sub
@@ -192,11 +195,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("what", choices=("list", "fetch", "verify"), nargs="?", default="list")
     sub.add_argument("names", nargs="*", metavar="MODEL")
 
-    sub = command("scenarios", _scenarios, "list the scenarios", "tom scenarios --split new_contexts")
+    sub = command(
+        "scenarios", _scenarios, "list the scenarios", "tom scenarios --split new_contexts"
+    )
     sub.add_argument("--split")
 
     sub = command(
-        "show", _show, "show the exact messages of a scenario", "tom show IR/stag_hunt --answer choice"
+        "show",
+        _show,
+        "show the exact messages of a scenario",
+        "tom show IR/stag_hunt --answer choice",
     )
     sub.add_argument("scenario", metavar="CONTEXT/GAME")
     sub.add_argument("--split")

@@ -114,7 +114,7 @@ def collect(
     letter_only: bool | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """n draws per scenario, from the ledger where it has them, else asked now.
+    """N draws per scenario, from the ledger where it has them, else asked now.
 
     Args:
         run: Profile and ledger.
@@ -195,9 +195,7 @@ def plan(
         else:
             wanted = _wanted(run, who, s, answer, n, short)
             have = len(_held(run, who, wanted))
-        table.append(
-            (*s.key, role, answer, n, have, n - have, (n - have) * run.profile.tokens(answer))
-        )
+        table.append((*s.key, role, answer, n, have, n - have, (n - have) * most))
     columns = ["split", "context", "game", "model", "answer", "wanted", "in_ledger", "to_ask"]
     return pd.DataFrame(table, columns=[*columns, "most_new_tokens"])
 
@@ -475,7 +473,7 @@ def published_distribution(who: Card, scenario: Scenario) -> dict[Any, int]:
         mine = goods[goods["model"].eq(who.column)]
         if mine.empty or scenario.game.name != "public_goods":
             raise TomError(f"{who.name}: no published figures for {scenario.name}")
-        return {int(r.contribution): int(r.count) for r in mine.itertuples(index=False)}
+        return {int(r["contribution"]): int(r["count"]) for r in mine.to_dict("records")}
     counts = _published_counts(who)
     split, context, game = scenario.key
     cell = counts[

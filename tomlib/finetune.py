@@ -79,17 +79,17 @@ def rows(run: Run, draws: pd.DataFrame) -> pd.DataFrame:
     where = {s.key: s for s in run.scenarios(list(dict.fromkeys(draws["split"])))}
     limit = {form: run.profile.tokens(form) for form in set(usable["answer"])}
     built = []
-    for draw in usable.itertuples():
-        scenario = where[(draw.split, draw.context, draw.game)]
-        start = opening(scenario, str(draw.answer), run.wording)
-        text = str(draw.text)
-        cut = pd.notna(draw.new_tokens) and int(draw.new_tokens) >= limit[str(draw.answer)]
+    for draw in usable.to_dict("records"):
+        scenario = where[(draw["split"], draw["context"], draw["game"])]
+        form, text = str(draw["answer"]), str(draw["text"])
+        start = opening(scenario, form, run.wording)
+        cut = pd.notna(draw["new_tokens"]) and int(draw["new_tokens"]) >= limit[form]
         built.append(
             (
-                draw.context,
-                draw.game,
-                draw.answer,
-                prompt_id(scenario, str(draw.answer), run.wording),
+                scenario.context.name,
+                scenario.game.name,
+                form,
+                prompt_id(scenario, form, run.wording),
                 text.removeprefix(start),
                 not cut,
             )
@@ -113,14 +113,14 @@ def letter_rows(run: Run, counts: pd.DataFrame) -> pd.DataFrame:
     """
     where = {s.key: s for s in run.scenarios(list(dict.fromkeys(counts["split"])))}
     built = []
-    for cell in counts.itertuples():
-        scenario = where.get((cell.split, cell.context, cell.game))
+    for cell in counts.to_dict("records"):
+        scenario = where.get((cell["split"], cell["context"], cell["game"]))
         if scenario is None:
             continue
         prompt = prompt_id(scenario, "choice", run.wording)
-        for letter, n in (("C", cell.cooperate), ("D", cell.defect)):
+        for letter, n in (("C", cell["cooperate"]), ("D", cell["defect"])):
             built.append(
-                (cell.context, cell.game, "choice", prompt, f'{letter}"}}', True, n, False)
+                (cell["context"], cell["game"], "choice", prompt, f'{letter}"}}', True, n, False)
             )
     return pd.DataFrame(built, columns=ROW_COLUMNS)
 
@@ -218,13 +218,13 @@ def groups_of(
         if rng is not None:
             part = part.iloc[rng.permutation(len(part))]
         tails: list[tuple[tuple[int, ...], float]] = []
-        for row in part.itertuples():
-            ids = list(tokenizer(str(row.text), add_special_tokens=False)["input_ids"])
+        for row in part.to_dict("records"):
+            ids = list(tokenizer(str(row["text"]), add_special_tokens=False)["input_ids"])
             if objective == "distill":
-                tails.append(((ids[0],), float(row.weight) / float(part["weight"].sum())))
+                tails.append(((ids[0],), float(row["weight"]) / float(part["weight"].sum())))
             else:
-                tail = [*ids, tokenizer.eos_token_id] if row.ended else ids
-                tails.append((tuple(tail), float(row.weight)))
+                tail = [*ids, tokenizer.eos_token_id] if row["ended"] else ids
+                tails.append((tuple(tail), float(row["weight"])))
         for at in range(0, len(tails), per_prompt):
             some = tails[at : at + per_prompt]
             built.append(Group(head, tuple(t for t, _ in some), tuple(w for _, w in some)))

@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 
 from tomlib import __version__
-from tomlib.collect import close_engines, collect, plan, player, tuned_adapter
+from tomlib.collect import close_engines, collect, plan, tuned_adapter
 from tomlib.errors import TomError
 from tomlib.models import card, fetch, transformers_folder, weights_id
 from tomlib.profiles import CHAPTERS, Run
@@ -97,9 +97,7 @@ def do(run: Run, what: Work) -> pd.DataFrame:
     if what.wording:
         run = run.changed(wording=what.wording)
     if what.n:
-        return collect(
-            run, what.role, scenarios, what.answer, what.n, letter_only=what.letter_only
-        )
+        return collect(run, what.role, scenarios, what.answer, what.n, letter_only=what.letter_only)
     return readout(run, what.role, scenarios, what.answer)
 
 
@@ -326,8 +324,9 @@ def verify_run(folder: Path) -> pd.DataFrame:
 
     manifest = read_manifest(folder)
     try:
-        values = manifest["profile"]
-        profile = Profile(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        values: dict[str, Any] = dict(manifest["profile"])
+        plain: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        profile = Profile(**plain)
     except (KeyError, TypeError, AttributeError) as error:
         raise TomError(f"{folder / 'manifest.json'}: no usable profile ({error})") from None
     run = Run(profile, folder, None)
@@ -341,7 +340,9 @@ def verify_run(folder: Path) -> pd.DataFrame:
     for arm in run.arms:
         role = "tuned" if arm == "family" else "published-tuned"
         if player_if_ready(run, role) is None:
-            problems.append(("adapters", f"{arm}: no adapter of the training that the draws lead to"))
+            problems.append(
+                ("adapters", f"{arm}: no adapter of the training that the draws lead to")
+            )
     for w in work(run):
         where = f"{w.role} {w.split} {w.answer}"
         who = player_if_ready(run, w.role)
@@ -350,12 +351,16 @@ def verify_run(folder: Path) -> pd.DataFrame:
         if w.n:
             p = plan(run, w.role, run.scenarios(w.split), w.answer, w.n, letter_only=w.letter_only)
             if p["to_ask"].sum():
-                problems.append((where, f"{p['to_ask'].sum()} of {p['wanted'].sum()} draws missing"))
+                problems.append(
+                    (where, f"{p['to_ask'].sum()} of {p['wanted'].sum()} draws missing")
+                )
         else:
             here = run.changed(wording=w.wording) if w.wording else run
             held = held_readouts(here, who, here.scenarios(w.split), w.answer)
             if len(held) < len(here.scenarios(w.split)):
-                problems.append((where, f"exact readout missing ({w.wording or run.profile.wording})"))
+                problems.append(
+                    (where, f"exact readout missing ({w.wording or run.profile.wording})")
+                )
     return pd.DataFrame(problems, columns=["where", "problem"])
 
 
@@ -384,7 +389,11 @@ def write_manifest(run: Run, stages: Mapping[str, Any]) -> Path:
         "commit": _commit(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "machine": {"system": platform.system(), "processor": _processor(), "cores": os.cpu_count()},
+        "machine": {
+            "system": platform.system(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+        },
         "models": {name: {"weights": weights_id(card(name))} for name in names},
         "stages": {**before, **{k: _longer(before.get(k), v) for k, v in stages.items()}},
     }
