@@ -415,23 +415,19 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
-def test_time_is_linear_in_the_length(piece: str) -> None:
+def test_work_is_linear_in_the_length(piece: str) -> None:
     def cost(size: int) -> float:
         body = piece * (size // len(piece))
-        best = float("inf")
-        for _ in range(2):
-            start = time.process_time()
-            for game in GAMES:
-                for form in FORMS:
-                    for head in ("", '{"reasoning": "', '{"choice": "C", "motivation": "'):
-                        read(head + body, form, game)  # type: ignore[arg-type]
-                        decided(head + body, form, game)  # type: ignore[arg-type]
-            best = min(best, time.process_time() - start)
-        return best
+        start = time.process_time()
+        for game in GAMES:
+            for form in FORMS[1:]:
+                for head in ("", '{"reasoning": "', '{"choice": "C", "motivation": "'):
+                    read(head + body, form, game)  # type: ignore[arg-type]
+        return time.process_time() - start
 
-    small, large = cost(5_000), cost(40_000)
-    # Eight times the text: eight times the time if linear, sixty-four if quadratic.
-    assert large < 24 * small + 0.02
+    small, large = min(cost(2_000), cost(2_000)), cost(48_000)
+    # 24 times the text: 24 times the work if linear, 576 times if quadratic. Only the ratio counts.
+    assert large < 150 * small + 0.05
 
 
 def test_a_megabyte_is_read() -> None:
