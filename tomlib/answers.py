@@ -269,7 +269,7 @@ def _last_field(text: str, grammar: _Grammar) -> _Found | None:
         before = text[max(0, match.start() - 20) : match.start()]
         quoted = match[0][0] in "\"'“`" and not before.endswith("\\")
         found = _field_value(text, match, grammar) if quoted or _OUTSIDE.search(before) else None
-        if found and found.settled and _CLOSES.match(text, found.end):
+        if found and _CLOSES.match(text, found.end):
             return found
         if found and (found.token is not None or last is None):
             last = found._replace(settled=False)
