@@ -1,7 +1,7 @@
 """Model cards, and finding, fetching, verifying and converting the weights that they name.
 
 A card says what a model is and where it comes from (`data/models.toml`, and a file of the user's
-own named by `TOM_MODELS`). Weights live in a cache folder (`TOM_CACHE`, else the platform's):
+own named by `TOM_MODELS`). Weights live in a cache folder (`TOM_CACHE`, else the platform's)::
 
     weights/NAME.gguf       a fetched file
     weights/NAME.verified   its size and time when its hash was right

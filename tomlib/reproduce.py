@@ -252,21 +252,24 @@ def build_book(notebooks: Path | None = None, out: Path | None = None) -> Path:
             if not chapter.name.endswith(".part.ipynb"):
                 shutil.copy2(chapter, source / "notebooks" / chapter.name)
         command = [
-            *(sys.executable, "-m", "jupyter_book.cli.main", "build", str(source)),
+            *(sys.executable, "-c", _JUPYTER_BOOK, "build", str(source)),
             *("--path-output", str(built), "-W", "--keep-going", "-q"),
         ]
         done = subprocess.run(command, capture_output=True, text=True)
         pages = built / "_build" / "html"
         if done.returncode or not (pages / "index.html").is_file():
             lines = (done.stdout + done.stderr).replace(f"{source}/", "").splitlines()
-            said = [x for x in lines if "WARNING" in x or "rror" in x]
-            raise TomError("the book does not build: " + " | ".join(said[:5] or ["no output"]))
+            said = [x for x in lines if "WARNING" in x or "rror" in x or "No module" in x]
+            raise TomError("the book does not build: " + " | ".join(said[:5] or lines[-1:]))
         if source != root():
             target = out or root() / "_build" / "html"
             shutil.copytree(pages, target, dirs_exist_ok=True)
             pages = target
         return pages / "index.html"
 
+
+_JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
+"""Its command, run by this Python: the package has no `__main__`, and the script may not be on PATH."""
 
 _BOOK = (
     "_config.yml", "_toc.yml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "book", "data",
