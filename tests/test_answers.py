@@ -362,6 +362,7 @@ TEXTS = st.lists(PIECES, max_size=14).map("".join)
 
 @settings(max_examples=600, deadline=None)
 @given(TEXTS | st.text(), TEXTS, st.sampled_from(FORMS), st.sampled_from(GAMES))
+@example("Well.\nC\n", "D", "choice", "two_player")
 @example("C or D", "ont", "choice", "two_player")
 @example('{"choice": "C or D', 'ont"}', "choice", "two_player")
 def test_what_is_decided_stays_so(text: str, more: str, form: str, game: str) -> None:

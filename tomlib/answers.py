@@ -312,7 +312,8 @@ def _last_line(text: str, grammar: _Grammar) -> _Found | None:
     body = text.rstrip()
     start = body.rfind("\n") + 1
     match = grammar.last.match(body, start)
-    return _unless_two(text, match, grammar) if match else None
+    found = _unless_two(body, match, grammar) if match else None
+    return found and found._replace(settled=False, open=True)  # a further line may follow
 
 
 def _unless_two(text: str, match: re.Match[str], grammar: _Grammar) -> _Found | None:
