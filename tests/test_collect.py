@@ -83,7 +83,9 @@ def test_sampled_choices_fit_the_exact_probabilities(new_smoke: Callable[..., Ru
     table = exact_agreement(cooperation(draws), exact)
     assert len(table) == len(scenarios)
     assert table["agrees"].all()
-    assert exact["coverage"].between(0, 1).all()
+    assert exact["coverage"].between(0, 0.9).all()  # it often echoes "C or D", which is no choice
+    unread = 1 - table["draws"] / 400
+    assert (unread - (1 - table["coverage"])).abs().max() < 0.1
 
 
 def test_public_goods_readout_is_a_distribution(new_smoke: Callable[..., Run]) -> None:

@@ -1,6 +1,5 @@
 """Shared-prefix sampling and exact readout against the plain model, on real weights."""
 
-import collections
 from typing import Any
 
 import numpy as np
@@ -64,27 +63,22 @@ def test_a_draw_does_not_depend_on_the_others(reader: Any) -> None:
 
 
 def test_sampled_letters_follow_the_exact_probabilities(reader: Any) -> None:
+    """This model often echoes "C or D": only what closes the quote after the letter is a choice."""
     tokens = _prompts(reader, "choice")[0]
     p, coverage = reader.option_probabilities(tokens, ["C", "D"], 0.8)
     drawn = reader.sample(
-        [tokens], [0] * 2000, list(range(2000)), temperature=0.8, max_new_tokens=8,
-        decided=[lambda text: len(text) > 1],
-    )  # fmt: skip
+        [tokens],
+        [0] * 2000,
+        list(range(2000)),
+        temperature=0.8,
+        max_new_tokens=2,
+    )
     texts = [reader.tokenizer.decode(ids) for ids, _ in drawn]
-    seen = collections.Counter(
-        t[0] if t[:1] in ("C", "D") and not (t[1:2].isalnum() or t[1:2] in "_.") else "?"
-        for t in texts
-    )
+    seen = [sum(t.startswith(f'{letter}"') or t == letter for t in texts) for letter in "CD"]
+    observed = np.array([*seen, 2000 - sum(seen)])
     expected = np.array([*p, 1 - coverage]) * 2000
-    observed = np.array([seen["C"], seen["D"], seen["?"]])
-    enough = expected > 5
-    assert observed[~enough].sum() < 30
-    assert (
-        chisquare(
-            observed[enough], expected[enough] * observed[enough].sum() / expected[enough].sum()
-        ).pvalue
-        > 1e-4
-    )
+    assert (expected > 20).all()
+    assert chisquare(observed, expected).pvalue > 1e-3
 
 
 def test_option_probabilities_are_the_plain_model_s(reader: Any) -> None:

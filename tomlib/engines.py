@@ -656,7 +656,10 @@ class SharedPrefixReader:
     def option_probabilities(
         self, tokens: list[int], options: Sequence[str], temperature: float
     ) -> tuple[np.ndarray, float]:
-        """Exact probability that the continuation is each option, followed by a non-word character.
+        """Exact probability that the continuation is each option, and ends there.
+
+        Where the opening ends in a quote, an option ends with the closing quote (a model that goes on
+        "C or D" has not chosen); a number ends with anything that cannot go on a number or a word.
 
         The prompt is read once; all options are scored as one batch that branches off it.
 
@@ -671,6 +674,8 @@ class SharedPrefixReader:
         import torch
 
         prefix = self.read(tokens)
+        quoted = self.tokenizer.decode(tokens[-3:]).endswith('"')
+        closing = self._quote if quoted else self._boundary
         ids = [self.tokenizer(o, add_special_tokens=False)["input_ids"] for o in options]
         longest = max(map(len, ids))
         branches = _Branches([prefix], [0] * len(ids), longest)
@@ -683,7 +688,7 @@ class SharedPrefixReader:
             follow = torch.softmax(self.step(branches, feed) / temperature, -1)
             for row, option in enumerate(ids):
                 if at == len(option) - 1:
-                    ends[row] = follow[row, self._boundary].sum()
+                    ends[row] = follow[row, closing].sum()
                 elif at < len(option) - 1:
                     logp[row] += float(torch.log(follow[row, option[at + 1]]))
         p = np.exp(logp) * ends.double().cpu().numpy()
@@ -692,14 +697,21 @@ class SharedPrefixReader:
     @cached_property
     def _boundary(self) -> Any:
         """`[vocabulary]` bool: tokens that cannot go on a word or a number (the end included)."""
+        return self._starting(lambda head: head != "" and not (head.isalnum() or head in "_.�"))
+
+    @cached_property
+    def _quote(self) -> Any:
+        """`[vocabulary]` bool: tokens that start with a quote (the end included)."""
+        return self._starting(lambda head: head == '"')
+
+    def _starting(self, fits: Callable[[str], bool]) -> Any:
         import torch
 
         size = self.model.get_output_embeddings().weight.shape[0]
         mask = torch.zeros(size, dtype=torch.bool)
         texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
         for i, text in enumerate(texts):
-            head = text[:1]
-            mask[i] = i in self.ends or (head != "" and not (head.isalnum() or head in "_.�"))
+            mask[i] = i in self.ends or fits(text[:1])
         return mask.to(self.model.device)
 
 

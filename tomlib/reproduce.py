@@ -253,9 +253,11 @@ def build_book(notebooks: Path | None = None, out: Path | None = None) -> Path:
                 shutil.copy2(chapter, source / "notebooks" / chapter.name)
         command = [
             *(sys.executable, "-c", _JUPYTER_BOOK, "build", str(source)),
-            *("--path-output", str(built), "-W", "--keep-going", "-q"),
+            # All pages: one that is kept from an earlier build would not warn again.
+            *("--path-output", str(built), "--all", "-W", "--keep-going", "-q"),
         ]
-        done = subprocess.run(command, capture_output=True, text=True)
+        plain = {**os.environ, "NO_COLOR": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=plain)
         pages = built / "_build" / "html"
         if done.returncode or not (pages / "index.html").is_file():
             lines = (done.stdout + done.stderr).replace(f"{source}/", "").splitlines()

@@ -1,0 +1,335 @@
+"""The book holds together: what it shows, what it links to, and what it tells readers to type."""
+
+import ast
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tomlib import reproduce
+from tomlib.cli import _parser
+from tomlib.errors import TomError
+from tomlib.games import KINDS
+from tomlib.models import cards
+from tomlib.profiles import load_profile, new_run, override, profile_names
+from tomlib.reproduce import build_book
+from tomlib.scenarios import find, scenarios
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROSE = [
+    *sorted((ROOT / "book").glob("*.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    ROOT / "data" / "published" / "README.md",
+]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def notebook(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return loaded
+
+
+def source(cell: dict[str, Any]) -> str:
+    return "".join(cell["source"])
+
+
+def code_cells(path: Path) -> list[dict[str, Any]]:
+    return [cell for cell in notebook(path)["cells"] if cell["cell_type"] == "code"]
+
+
+def toc() -> list[str]:
+    """Every page of the table of contents, its root first."""
+    table = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    return [table["root"], *(page["file"] for part in table["parts"] for page in part["chapters"])]
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+
+def test_every_page_of_the_toc_is_there_once() -> None:
+    pages = toc()
+    assert len(pages) == len(set(pages))
+    for page in pages:
+        there = [page + end for end in (".md", ".ipynb") if (ROOT / (page + end)).is_file()]
+        assert len(there) == 1, page
+
+
+def test_every_notebook_and_prose_page_is_in_the_toc() -> None:
+    pages = {path.relative_to(ROOT).with_suffix("").as_posix() for path in NOTEBOOKS}
+    pages |= {f"book/{path.stem}" for path in (ROOT / "book").glob("*.md")}
+    assert pages <= set(toc())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_a_chapter_keeps_the_contract(path: Path) -> None:
+    cells = code_cells(path)
+    tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    assert tagged == [cells[0]]
+    for cell in cells:
+        assert cell["execution_count"], f"not executed: {source(cell)[:60]}"
+        assert all(o["output_type"] != "error" for o in cell["outputs"]), source(cell)[:60]
+        for node in ast.walk(ast.parse(source(cell))):
+            assert not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    first = notebook(path)["cells"][0]
+    assert first["cell_type"] == "markdown"
+    assert re.match(r"# \S", source(first)) and "# #" not in source(first)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_a_chapter_was_run_from_top_to_bottom(path: Path) -> None:
+    counts = [cell["execution_count"] for cell in code_cells(path)]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_a_notebook_holds_no_path_of_the_machine(path: Path) -> None:
+    assert not re.search(r"(?<![\w.])/(home|root|work|tmp|Users)/", path.read_text("utf-8"))
+
+
+# --- links ----------------------------------------------------------------------------------------
+
+
+def texts() -> Iterator[tuple[Path, str]]:
+    """All that is prose: Markdown files, and the Markdown cells of notebooks."""
+    for path in PROSE:
+        yield path, path.read_text(encoding="utf-8")
+    for path in NOTEBOOKS:
+        cells = [c for c in notebook(path)["cells"] if c["cell_type"] == "markdown"]
+        yield path, "\n\n".join(source(cell) for cell in cells)
+
+
+def headings(path: Path) -> set[str]:
+    """Anchors of a page's headings, as the book and most viewers make them."""
+    text = dict(texts()).get(path, "")
+    titles = re.findall(r"^#+ +(.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", t.lower()).strip().replace(" ", "-") for t in titles}
+
+
+def test_every_internal_link_leads_somewhere() -> None:
+    links = 0
+    for path, text in texts():
+        for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", text)):
+            if re.match(r"[a-z]+:", target):
+                continue
+            links += 1
+            file, _, anchor = target.partition("#")
+            there = (path.parent / file).resolve() if file else path
+            assert there.exists(), f"{name_of(path)}: {target}"
+            if anchor:
+                assert anchor in headings(there), f"{name_of(path)}: {target}"
+    assert links > 20
+
+
+def test_citations_are_in_the_bibliography() -> None:
+    known = re.findall(r"^@\w+\{([^,]+),", (ROOT / "book/references.bib").read_text("utf-8"), re.M)
+    assert len(known) == len(set(known))
+    for path, text in texts():
+        for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text):
+            assert set(keys.split(",")) <= set(known), name_of(path)
+
+
+# --- what readers are told to type ----------------------------------------------------------------
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Every line of every bash block, as (page, words)."""
+    found = []
+    for path, text in texts():
+        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.strip() and not line.lstrip().startswith("#"):
+                    found.append((name_of(path), shlex.split(line, comments=True)))
+    return found
+
+
+def settings(pairs: list[list[str]]) -> dict[str, Any]:
+    """`-p name value` as the command line reads it."""
+    given = {}
+    for name, text in pairs:
+        try:
+            given[name] = tomllib.loads(f"v = {text}")["v"]
+        except tomllib.TOMLDecodeError:
+            given[name] = text
+    return given
+
+
+TOM = [(page, words[1:]) for page, words in commands() if words[0] == "tom"]
+PAPERMILL = [(page, words[1:]) for page, words in commands() if words[0] == "papermill"]
+MAKE = [(page, words[1:]) for page, words in commands() if words[0] == "make"]
+
+
+@pytest.mark.parametrize(("page", "words"), TOM, ids=lambda x: x if isinstance(x, str) else "")
+def test_a_tom_command_is_one(page: str, words: list[str]) -> None:
+    given = vars(_parser().parse_args(words))
+    if "profile" in given:
+        profile = given["profile"] if given["profile"] in profile_names() else "quick"
+        assert given["profile"] in (profile, "mine")
+        load_profile(profile, **settings(given["p"]))
+    if "scenario" in given:
+        find(given["scenario"], given["split"])
+    if given.get("split"):
+        assert scenarios(given["split"])
+    assert set(given.get("names") or []) <= set(cards())
+
+
+@pytest.mark.parametrize(("page", "words"), PAPERMILL)
+def test_a_papermill_command_runs_a_notebook(page: str, words: list[str]) -> None:
+    assert (ROOT / words[0]).is_file()
+    given = settings([words[i + 1 : i + 3] for i, word in enumerate(words) if word == "-p"])
+    profile = load_profile(given.pop("profile", "quick"))
+    override(profile, given)
+
+
+def test_make_commands_are_targets_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert MAKE
+    for page, words in MAKE:
+        target, *variables = words
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), (page, target)
+        for variable in variables:
+            assert re.search(rf"^{variable.split('=')[0]} \?=", makefile, re.MULTILINE), page
+
+
+def test_toml_examples_are_accepted(tmp_path: Path) -> None:
+    """The blocks of the page for users are valid entries of the files that they belong to."""
+    page = (ROOT / "book" / "use-it-yourself.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    for file, table in (("contexts", "[[context]]"), ("games", "[[game]]")):
+        own = [block for block in blocks if block.startswith(table)]
+        assert own
+        ours = (ROOT / "data" / "scenarios" / f"{file}.toml").read_text(encoding="utf-8")
+        (tmp_path / f"{file}.toml").write_text("\n".join([*own, ours]), encoding="utf-8")
+    names = {s.name for s in scenarios(folder=tmp_path)}
+    assert {"orchestra/deadlock", "IR/deadlock"} <= names
+    models = tmp_path / "mine.toml"
+    models.write_text("\n".join(b for b in blocks if b.startswith("[[model]]")), encoding="utf-8")
+    assert {"my-student", "my-teacher"} <= set(cards(models))
+
+
+def test_python_examples_name_things_that_exist() -> None:
+    blocks = [
+        (path, block)
+        for path, text in texts()
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    ]
+    assert blocks
+    for path, block in blocks:
+        tree = ast.parse(block)
+        imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+        exec("\n".join(map(ast.unparse, imports)), {})  # an import that fails names itself
+        assert imports, name_of(path)
+
+
+# --- what is typed is what the code says ----------------------------------------------------------
+
+
+def said_by_the_code() -> list[str]:
+    """Every text of `tomlib`, with … where something is put in."""
+    said = []
+    for path in (ROOT / "tomlib").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [p.value if isinstance(p, ast.Constant) else "…" for p in node.values]
+                said.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                said.append(node.value)
+    return said
+
+
+def test_errors_in_troubleshooting_are_those_of_the_code() -> None:
+    page = (ROOT / "book" / "troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(messages) > 20
+    known = said_by_the_code()
+    for message in messages:
+        shape = ".*".join(re.escape(part) for part in message.split("…"))
+        assert any(re.match(shape, said, re.DOTALL) for said in known), message
+
+
+def test_the_overview_counts_scenarios_as_they_are() -> None:
+    page = (ROOT / "book" / "experiment.md").read_text(encoding="utf-8")
+    drawing = (ROOT / "book" / "_static" / "experiment.svg").read_text(encoding="utf-8")
+    for split in ("in_sample", "new_contexts", "scaled_games", "public_goods"):
+        those = scenarios(split)
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{split}`"))
+        assert f"| {len(those)} |" in row
+        line = re.search(rf">{split.replace('_', ' ')}: ([^<]+)<", drawing)
+        assert line is not None
+        assert str(len(those)) in re.findall(r"\d+", line[1])
+    for context in {s.context.name for s in scenarios()}:
+        assert context in page
+    assert (
+        "twelve" in (ROOT / "book" / "use-it-yourself.md").read_text("utf-8") and len(KINDS) == 12
+    )
+
+
+def test_every_model_card_is_described() -> None:
+    page = (ROOT / "book" / "models.md").read_text(encoding="utf-8")
+    for card in cards().values():
+        row = next((x for x in page.splitlines() if x.startswith(f"| `{card.name}` |")), "")
+        assert card.purpose in row and card.licence in row, card.name
+
+
+@pytest.mark.slow
+def test_the_results_in_the_readme_are_those_of_the_shipped_run() -> None:
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "book" / "readme.py")
+    assert spec is not None and spec.loader is not None
+    readme = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(readme)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.split("<!-- results -->")[1].split("<!-- /results -->")[0]
+    assert table.strip() == readme.results(new_run(load_profile("quick")))
+
+
+# --- the pages ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_book_builds_without_a_warning(tmp_path: Path) -> None:
+    page = build_book(out=tmp_path / "book")
+    assert page == tmp_path / "book" / "index.html"
+    for name in toc():
+        assert (page.parent / f"{name}.html").is_file(), name
+    front = (page.parent / "notebooks" / "index.html").read_text(encoding="utf-8")
+    assert "book.css" in front and "book.js" in front
+    api = (page.parent / "book" / "api.html").read_text(encoding="utf-8")
+    assert 'id="tomlib.games.TwoPlayerGame.mixed_nash"' in api
+    pages = {
+        path.resolve(): path.read_text("utf-8")
+        for path in page.parent.rglob("*.html")
+        if "_static" not in path.parts
+    }
+    for path, text in pages.items():
+        for link in re.findall(r'(?:href|src)="([^"#?:]+)(?:[#?][^"]*)?"', text):
+            there = (path.parent / link.replace("%20", " ")).resolve()
+            assert there.exists(), f"{path.relative_to(tmp_path)}: {link}"
+
+
+@pytest.mark.slow
+def test_a_link_that_leads_nowhere_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy2(ROOT / name, tmp_path / name)
+    for name in ("book/_ext", "book/_static"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "book/references.bib").write_text("", encoding="utf-8")
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: front\n", encoding="utf-8")
+    (tmp_path / "front.md").write_text("# Front\n\n[away](nowhere.md)\n", encoding="utf-8")
+    monkeypatch.setattr(reproduce, "root", lambda: tmp_path)
+    with pytest.raises(TomError, match=r"does not build: .*nowhere"):
+        build_book()
+    (tmp_path / "front.md").write_text("# Front\n\n[here](front.md)\n", encoding="utf-8")
+    assert build_book() == tmp_path / "_build" / "html" / "index.html"
