@@ -19,7 +19,7 @@ from tomlib import finetune
 from tomlib.answers import decided, read
 from tomlib.engines import Completion, Engine, Request, ask, open_engine
 from tomlib.errors import TomError
-from tomlib.models import Card, card, weights_id
+from tomlib.models import Card, card, weights_mark
 from tomlib.profiles import Run
 from tomlib.prompts import messages, opening, prompt_id
 from tomlib.scenarios import Scenario, nearest
@@ -232,7 +232,7 @@ def condition(
     """The conditions of a player's draws in a scenario; `short` ones stop at the choice."""
     p = run.profile
     return {
-        "weights": weights_id(who.card)[:16],
+        "weights": weights_mark(who.card),
         "adapter": who.adapter.fingerprint if who.adapter else None,
         "prompt": prompt_id(scenario, answer, run.wording),
         "temperature": p.temperature,
@@ -275,7 +275,7 @@ def _held(run: Run, who: Player, wanted: pd.DataFrame) -> pd.DataFrame:
     draws = run.ledger.draws()
     if len(draws):
         mark = who.adapter.fingerprint if who.adapter else None
-        mine = draws["weights"].eq(weights_id(who.card)[:16]) & (
+        mine = draws["weights"].eq(weights_mark(who.card)) & (
             draws["adapter"].eq(mark) if mark else draws["adapter"].isna()
         )
         draws = draws[mine & draws["prompt"].isin(wanted["prompt"])]
@@ -510,7 +510,7 @@ def _published_draws(
                     "choice": choices,
                     "outcome": "ok",
                     "prompt": prompt_id(s, answer, run.wording),
-                    "weights": weights_id(who.card)[:16],
+                    "weights": weights_mark(who.card),
                     "engine": "published counts",
                 }
             )

@@ -190,6 +190,22 @@ def weights_id(card: Card) -> str:
 # -- the cache ------------------------------------------------------------------------------------
 
 
+def weights_mark(card: Card) -> str:
+    """What draws are told apart by: 16 hex digits of the sha256 of the weights, or of their name.
+
+    >>> weights_mark(card("smollm2-135m"))
+    'b179c9523d0e6a0f'
+    >>> weights_mark(card("llama2-70b-chat")) == weights_mark(
+    ...     card("llama2-7b-chat")
+    ... )
+    False
+    """
+    known = weights_id(card)
+    if re.fullmatch("[0-9a-f]{64}", known):
+        return known[:16]
+    return hashlib.sha256(known.encode()).hexdigest()[:16]
+
+
 def cache() -> Path:
     """The folder of fetched and converted weights: `TOM_CACHE`, else the platform's user cache."""
     named = os.environ.get("TOM_CACHE")

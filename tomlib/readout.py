@@ -16,7 +16,7 @@ import pandas as pd
 from tomlib.collect import Player, condition, opened, player, published_distribution, shard_name
 from tomlib.engines import Engine
 from tomlib.errors import TomError
-from tomlib.models import weights_id
+from tomlib.models import weights_mark
 from tomlib.profiles import Run
 from tomlib.prompts import messages
 from tomlib.scenarios import Scenario
@@ -136,7 +136,7 @@ def _read(
         p, coverage = option_probabilities(engine, said, options(s), run.profile.temperature)
         line = {
             "model": who.card.name,
-            "weights": weights_id(who.card)[:16],
+            "weights": weights_mark(who.card),
             "adapter": where["adapter"],
             "split": s.split,
             "context": s.context.name,
@@ -161,8 +161,8 @@ def option_probabilities(
     """Probability of each option as the answer's next word, and the mass that they cover.
 
     Our Transformers engine reads the whole distribution. Any other chat model is asked for the log
-    probabilities of its first token; options of two digits are split from their first digit by a
-    second request that starts one token later.
+    probabilities of its first token; requests that start one token later split options of two digits
+    from their first digit, and tell whether a quoted option ends there.
 
     Args:
         engine: Who is read.
@@ -190,6 +190,10 @@ def option_probabilities(
         later = _next_token(engine, [*said[:-1], _longer(said[-1], head)], temperature)
         p[longer] = p[head] * later.get(tail, 0.0)
         p[head] *= 1 - sum(v for t, v in later.items() if t[:1].isdigit())
+    if str(said[-1].content).endswith('"'):  # a quoted option ends with its quote
+        for o in choices:
+            later = _next_token(engine, [*said[:-1], _longer(said[-1], o)], temperature)
+            p[o] *= sum(v for t, v in later.items() if t.startswith('"'))
     out = np.array([p[o] for o in choices])
     return out, float(out.sum())
 
