@@ -71,5 +71,5 @@ def test_a_shipped_run_verifies_and_a_changed_count_does_not(smoke: Path, tmp_pa
 @pytest.mark.weights
 def test_a_missing_shard_is_told(smoke: Path, tmp_path: Path) -> None:
     shipped = ship(smoke, tmp_path / "smoke")
-    next((shipped / "draws").glob("*student*" if False else "*--choice--*")).unlink()
+    next((shipped / "draws").glob("*--choice--*")).unlink()
     assert verify_run(shipped)["problem"].str.contains("draws missing").any()

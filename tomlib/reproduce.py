@@ -338,7 +338,7 @@ def verify_run(folder: Path) -> pd.DataFrame:
     problems: list[tuple[str, str]] = []
     shards = verify(folder)
     for shard in shards[shards["problem"].ne("")].itertuples():
-        problems.append((f"{shard.kind}/{shard.shard}", str(shard.problem)))
+        problems.append((str(shard.file), str(shard.problem)))
     for name, said in manifest.get("models", {}).items():
         if weights_id(card(name)) != said.get("weights"):
             problems.append(("manifest.json", f"weights of {name} differ from its card"))
