@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tomlib import __version__
-from tomlib.errors import TomError
+from tomlib.errors import TomError, printable
 from tomlib.profiles import CHAPTERS, Run, load_profile, new_run, profile_names
 from tomlib.prompts import ANSWERS
 from tomlib.scenarios import find, nearest, scenarios
@@ -27,12 +27,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"tom: {printable(_refused(error))}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(
             "tom: stopped; all draws made so far are kept, the same command goes on from here",
             file=sys.stderr,
         )
         return 130
+
+
+def _refused(error: OSError) -> str:
+    """What the system refused (disk full, read-only, not there), in a line that says what to do."""
+    where = error.filename if error.filename is not None else "the disk"
+    return (
+        f"{where}: {error.strerror or error}; make room there or choose another folder (TOM_RUNS, "
+        "TOM_CACHE) and give the same command again: what was recorded before is safe"
+    )
 
 
 # --- commands -------------------------------------------------------------------------------------
@@ -154,9 +166,12 @@ def _parameters(pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
     """`-p name value` pairs; a value is read as TOML where it is TOML, else as text."""
     given: dict[str, Any] = {}
     for name, text in pairs:
+        if name in ("profile", "replay"):
+            option = "--profile NAME" if name == "profile" else "--fresh"
+            raise TomError(f"-p {name} is no value of a profile: give {option} instead")
         try:
             given[name] = tomllib.loads(f"v = {text}")["v"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):  # no TOML, a number or a nesting without end
             given[name] = text
     return given
 

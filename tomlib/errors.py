@@ -12,6 +12,20 @@ class TomError(Exception):
     tomlib.errors.TomError: profile 'quik': no such file; did you mean 'quick'?
     """
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
     def _render_traceback_(self) -> list[str]:
         """Read by IPython in place of the traceback."""
         return [f"Error: {self}"]
+
+
+def printable(text: str) -> str:
+    r"""A text in one line that cannot steer a terminal: line ends, escapes, marks of direction shown.
+
+    Messages quote what models, servers and files said.
+
+    >>> print(printable("a\x1b[31mb\n"))
+    a\x1b[31mb\n
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

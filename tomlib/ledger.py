@@ -46,6 +46,10 @@ def _text(value: object) -> bool:
     return type(value) is str and value != ""
 
 
+def _name(value: object) -> bool:
+    return type(value) is str and _NAME.fullmatch(value) is not None
+
+
 def _hex(value: object) -> bool:
     return type(value) is str and _HEX.fullmatch(value) is not None
 
@@ -67,18 +71,20 @@ def _time(value: object) -> bool:
 
 
 _HEX = re.compile("[0-9a-f]{16}")
+# Names go into prose, where markup would come alive; those of cards, contexts and games are plain.
+_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._+-]{0,59}")
 _WHERE: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "model": ("a card name", _text),
+    "model": ("a card name", _name),
     "weights": ("16 hex digits", _hex),
     "adapter": ("16 hex digits or null", lambda v: v is None or _hex(v)),
-    "split": ("a text", _text),
-    "context": ("a text", _text),
-    "game": ("a text", _text),
+    "split": ("a name", _name),
+    "context": ("a name", _name),
+    "game": ("a name", _name),
     "payoffs": (
         "[R, S, T, P] or [players, endowment, multiplier]",
         lambda v: type(v) is list and len(v) in (3, 4) and all(map(_number, v)),
     ),
-    "answer": ("a text", _text),
+    "answer": ("a name", _name),
     "prompt": ("16 hex digits", _hex),
     "temperature": ("a number of at least 0", lambda v: _number(v) and v >= 0),
 }

@@ -5,6 +5,7 @@ A chapter's parameters override its profile by name. A run reads what is shipped
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -110,7 +111,7 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in (root() / "profiles").glob("*.toml"))
 
 
-def load_profile(name: str, **changes: Any) -> Profile:
+def load_profile(name: str, /, **changes: Any) -> Profile:
     """The profile of that name, with changes (None leaves a value as it is).
 
     Args:
@@ -121,12 +122,16 @@ def load_profile(name: str, **changes: Any) -> Profile:
         TomError: No such profile; a missing, unknown, wrongly typed or impossible value.
     """
     path = Path(name) if name.endswith(".toml") else root() / "profiles" / f"{name}.toml"
-    if not path.is_file():
-        raise TomError(f"profile {name!r}: no file {path}{nearest(name, profile_names())}")
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TomError(f"{path}: not valid TOML: {error}") from None
+        data = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # a NUL in the name, a number without end
+        raise TomError(f"profile {name[:80]!r}: {path}: not valid TOML: {error}") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise TomError(
+            f"profile {name!r}: no file {path}{nearest(name, profile_names())}"
+        ) from None
+    except OSError as error:
+        raise TomError(f"profile {name[:80]!r} cannot be read ({error.strerror})") from None
     types = get_type_hints(Profile)
     for key in data:
         if key not in types:
@@ -172,12 +177,21 @@ def _typed(key: str, value: Any, wanted: Any, where: str) -> Any:
     elif isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
         return value
     kind = "a list of texts" if get_origin(wanted) is tuple else wanted.__name__
+    shown = "a huge number" if isinstance(value, int) and value.bit_length() > 64 else value
     raise TomError(
-        f"{where}: {key} = {str(value)[:40]!r} must be {kind}, not {type(value).__name__}"
+        f"{where}: {key} = {str(shown)[:40]!r} must be {kind}, not {type(value).__name__}"
     )
 
 
 def _check(profile: Profile) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}", profile.name):  # it names a folder
+        raise TomError(
+            f"name = {profile.name[:80]!r} must be up to 60 letters, digits, dots, - or _, a letter "
+            "or digit first"
+        )
+    for key, value in asdict(profile).items():
+        if isinstance(value, (int, float)) and abs(value) >= 2**32:
+            raise TomError(f"{key} must be below 2**32 in size")
     for key, least in _AT_LEAST.items():
         if not getattr(profile, key) >= least:
             raise TomError(f"{key} = {getattr(profile, key)} must be at least {least:g}")

@@ -8,10 +8,11 @@ the choice wherever the letter comes first, and its probability can be read exac
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from tomlib.errors import TomError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 ANSWERS = ("choice", "choice+motivation", "reasoning+choice")
 """The answer forms: letter only; letter first, then why (the paper's teacher); reasons first."""
 
+_FUND = ("players", "others", "endowment", "multiplier")
 _ANSWER_FIELDS = ("two_player", "public_goods", "opening_two_player", "opening_public_goods")
 
 
@@ -78,13 +80,7 @@ def load_wording(
     Raises:
         TomError: The file or an entry is missing or malformed.
     """
-    path = (folder or root() / "data" / "scenarios") / "wordings.toml"
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TomError(f"{path}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TomError(f"{path}: not valid TOML: {error}") from None
+    path, data = _file(folder)
     games = _table(data, "game", path)
     if name not in games:
         raise TomError(f"{path}: no wording [game.{name}]{nearest(name, games)}")
@@ -100,9 +96,11 @@ def load_wording(
     for label, entry in ((f"game.{name}", two_player), ("public_goods.fund", public)):
         if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
             raise TomError(f"{path}: [{label}] needs a text 'text'")
+    stated = _placeholders(f"{path}: [game.{name}]", two_player["text"], "RSTP")
     for letter in "RSTP":
-        if "{" + letter + "}" not in two_player["text"]:
+        if letter not in stated:
             raise TomError(f"{path}: [game.{name}] never states the payoff {{{letter}}}")
+    _placeholders(f"{path}: [public_goods.fund]", public["text"], _FUND)
     if prompts_from is not None and not Path(prompts_from).is_dir():
         raise TomError(f"prompts_from = {str(prompts_from)!r}: no such folder")
     return Wording(
@@ -116,8 +114,8 @@ def load_wording(
 
 def wording_names(folder: Path | None = None) -> list[str]:
     """Names of the two-player wordings on offer, in file order."""
-    path = (folder or root() / "data" / "scenarios") / "wordings.toml"
-    return list(_table(tomllib.loads(path.read_text(encoding="utf-8")), "game", path))
+    path, data = _file(folder)
+    return list(_table(data, "game", path))
 
 
 def opening(scenario: Scenario, answer: str, wording: Wording) -> str:
@@ -170,6 +168,33 @@ def _number(value: float) -> str:
     return f"{value:g}"
 
 
+def _file(folder: Path | None) -> tuple[Path, dict[str, Any]]:
+    """`wordings.toml` and what it holds."""
+    path = (folder or root() / "data" / "scenarios") / "wordings.toml"
+    try:
+        return path, tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise TomError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:  # a number or a nesting without end as well
+        raise TomError(f"{path}: not valid TOML: {error}") from None
+
+
+def _placeholders(where: str, text: str, known: Sequence[str]) -> set[str]:
+    """The names in braces; each must be known and plain (braces that are meant are doubled)."""
+    try:
+        parts = list(Formatter().parse(text))
+    except ValueError as error:
+        raise TomError(f"{where}: {error}; double a brace that is meant as one") from None
+    for _, name, form, conversion in parts:
+        if name is not None and (name not in known or form or conversion):
+            wrong = name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+            raise TomError(
+                f"{where}: the placeholder {{{wrong[:40]}}} is unknown; there are: "
+                f"{', '.join(known)} (double a brace that is meant as one)"
+            )
+    return {name for _, name, _, _ in parts if name is not None}
+
+
 def _table(data: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
     value = data.get(key)
     if not isinstance(value, dict):
@@ -203,7 +228,10 @@ def _verbatim_game(folder: Path, scenario: Scenario) -> str:
 def _first_text(places: tuple[Path, ...], what: str) -> str:
     for place in places:
         if place.is_file():
-            return place.read_text(encoding="utf-8").strip()
+            try:
+                return place.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise TomError(f"{place}: cannot be read as UTF-8 text ({error})") from None
     raise TomError(
         f"prompts_from: no verbatim text for {what}: none of {', '.join(map(str, places))} exists"
     )
