@@ -2,6 +2,7 @@
 # pip and a network are all that has to be there.
 #   make reproduce [PROFILE=quick]  the whole experiment, into runs/PROFILE (killed: goes on from there)
 #   make book                       the shipped book from the committed notebooks, into _build/html
+#   make pdf                        the same, and all of it as a PDF beside it (needs Chromium)
 #   make test                       lint, types, unit tests, doctests, notebooks, smoke run, book
 #   make lint                       style and types only
 #   make lock                       requirements.lock and environment.yml anew from pyproject.toml
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.tomlib-installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 
-.PHONY: reproduce book test lint lock clean setup
+.PHONY: reproduce book pdf test lint lock clean setup
 .DELETE_ON_ERROR:
 
 reproduce: $(READY)
@@ -26,6 +27,10 @@ reproduce: $(READY)
 
 book: $(READY)
 	$(BIN)/tom book
+
+pdf: $(READY)
+	TOM_PDF=1 $(BIN)/tom book
+	$(BIN)/python book/pdf.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from typing import Any
 
 from tomlib import __version__
 from tomlib.errors import TomError, printable
-from tomlib.profiles import CHAPTERS, Run, load_profile, new_run, profile_names
+from tomlib.profiles import CHAPTERS, PAGES, Run, load_profile, new_run, profile_names
 from tomlib.prompts import ANSWERS
 from tomlib.scenarios import find, nearest, scenarios
 
@@ -102,10 +102,10 @@ def _plan(a: argparse.Namespace) -> None:
 def _run(a: argparse.Namespace) -> None:
     from tomlib.reproduce import run_chapters
 
-    chapters = [_chapter(c) for c in a.chapters] or list(CHAPTERS)
+    chapters = [_chapter(c) for c in a.chapters] or [*CHAPTERS, *PAGES]
     given = _parameters(a.p)
-    run = new_run(load_profile(a.profile, **given))
-    for path in run_chapters(run, chapters, given, replay=not a.fresh):
+    run = new_run(load_profile(a.profile, **given), replay=not a.fresh)
+    for path in run_chapters(run, chapters, _for_chapters(a, given), replay=not a.fresh):
         print(path)
 
 
@@ -114,7 +114,7 @@ def _reproduce(a: argparse.Namespace) -> None:
 
     given = _parameters(a.p)
     run = new_run(load_profile(a.profile, **given), replay=False)
-    print(reproduce(run, given, book=not a.no_book))
+    print(reproduce(run, _for_chapters(a, given), book=not a.no_book))
 
 
 def _book(a: argparse.Namespace) -> None:
@@ -153,13 +153,20 @@ def _run_of(a: argparse.Namespace) -> Run:
     return new_run(load_profile(a.profile, **_parameters(a.p)))
 
 
+def _for_chapters(a: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
+    """What chapters are given: a profile that is a file of the user's goes by its path."""
+    if not a.profile.endswith(".toml"):
+        return given
+    return {**given, "profile": str(Path(a.profile).resolve())}
+
+
 def _chapter(name: str) -> str:
     """A chapter by its number, its name, or its file."""
     stem = Path(name).stem
-    for chapter in CHAPTERS:
+    for chapter in (*CHAPTERS, *PAGES):
         if stem in (chapter, chapter[:2], chapter[1:2], chapter[3:]):
             return chapter
-    raise TomError(f"chapter {name!r} is unknown{nearest(stem, CHAPTERS)}")
+    raise TomError(f"chapter {name!r} is unknown{nearest(stem, (*CHAPTERS, *PAGES))}")
 
 
 def _parameters(pairs: Sequence[Sequence[str]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import colors
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from tomlib import alignment, contributions, stats
 
@@ -55,6 +56,26 @@ def style() -> None:
             "svg.hashsalt": "tom",
         }
     )
+
+
+def show(figure: Figure, finding: str) -> None:
+    """Show a figure with what it finds, in words.
+
+    The words are the figure's text in the notebook: readers who cannot see it get them, and the
+    book puts them under its caption. They are an output like any other, hence computed and compared.
+
+    Args:
+        figure: What to show; it is closed.
+        finding: One or a few plain sentences; Markdown's emphasis is taken off.
+    """
+    from IPython.core.pylabtools import print_figure
+    from IPython.display import publish_display_data
+
+    # IPython is typed in part only.
+    picture = print_figure(figure, fmt="png", bbox_inches="tight", base64=True)  # type: ignore[no-untyped-call]
+    plt.close(figure)
+    words = " ".join(finding.replace("*", "").replace("`", "").split())
+    publish_display_data({"image/png": picture, "text/plain": words})  # type: ignore[no-untyped-call]
 
 
 def colour(model: str) -> str:
@@ -523,3 +544,62 @@ def scores(card: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.grid(axis="x")
     ax.grid(axis="y", visible=False)
     return ax
+
+
+def moved(table: pd.DataFrame, axes: Iterable[Axes] | None = None) -> Any:
+    """Where the student stood, where tuning has moved it, and where a constant stands.
+
+    Args:
+        table: Scorecards (`alignment.scorecard`) one below the other, with `split` and `comparison`.
+        axes: One per split; new ones unless given.
+
+    Returns:
+        One axes a split: mean absolute gaps to the teacher with their bootstrap intervals over
+        scenarios, one row a comparison; 0 is the teacher.
+    """
+    splits = list(table["split"].unique())
+    names = list(table["comparison"].unique())
+    grid = _panels(axes, len(splits), 1, (6.8, (0.62 * len(names) + 0.75) * len(splits)))[:, 0]
+    looks: dict[str, tuple[str, str, float, dict[str, Any]]] = {
+        "student": ("before tuning", "s", 0.2, {"color": STUDENT}),
+        "tuned": ("after tuning", "o", 0.0, {"color": TUNED}),
+        "teacher's mean": ("a constant", "D", -0.2, {"color": BASELINE, "mfc": "white"}),
+    }
+    for ax, split in zip(grid, splits, strict=True):
+        part = table[table["split"] == split]
+        for name, (label, marker, shift, look) in looks.items():
+            rows = part[part["prediction"] == name]
+            y = len(names) - 1 - _places(rows["comparison"], names) + shift
+            ax.errorbar(
+                rows["gap"],
+                y,
+                xerr=_whiskers(rows["gap"], rows["low"], rows["high"]),
+                fmt=marker,
+                ms=6,
+                linewidth=1.1,
+                label=label,
+                **look,
+            )
+        before, after = (
+            part[part["prediction"] == name].set_index("comparison")["gap"]
+            for name in ("student", "tuned")
+        )
+        for place, name in enumerate(names):
+            if name in before.index and name in after.index:
+                ax.annotate(
+                    "",
+                    (after[name], len(names) - 1 - place),
+                    (before[name], len(names) - 0.8 - place),
+                    arrowprops={"arrowstyle": "->", "color": "#999999", "linewidth": 0.9},
+                    zorder=0,
+                )
+        ax.set_yticks(range(len(names) - 1, -1, -1), names)
+        ax.set(ylim=(-0.5, len(names) - 0.5), title=_spoken(split))
+        ax.grid(axis="x")
+        ax.grid(axis="y", visible=False)
+    shared = max(ax.get_xlim()[1] for ax in grid)
+    for ax in grid:
+        ax.set_xlim(0, shared)
+    grid[-1].set_xlabel("mean absolute gap to the teacher's share of C (0: like the teacher)")
+    grid[0].legend(ncols=3, loc="lower center", bbox_to_anchor=(0.45, 1.15), fontsize=9)
+    return grid

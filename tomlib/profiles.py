@@ -28,6 +28,8 @@ CHAPTERS = (
     "07-public-goods",
     "08-published-results",
 )
+PAGES = ("00-games", "index", "status")
+"""Notebooks beside the chapters: the games, the front page, what the run took."""
 
 
 @dataclass(frozen=True)
@@ -294,8 +296,9 @@ def open_run(chapter: str, namespace: Mapping[str, Any]) -> Run:
     Raises:
         TomError: Unknown chapter; an unknown or wrongly typed parameter.
     """
-    if chapter not in CHAPTERS:
-        raise TomError(f"chapter {chapter!r} is unknown{nearest(chapter, CHAPTERS)}")
+    known = (*CHAPTERS, *PAGES)
+    if chapter not in known:
+        raise TomError(f"chapter {chapter!r} is unknown{nearest(chapter, known)}")
     simple = (str, int, float, bool, list, tuple, dict, type(None))
     given = {
         key: value

@@ -25,7 +25,7 @@ from tomlib import __version__
 from tomlib.collect import close_engines, collect, plan, tuned_adapter
 from tomlib.errors import TomError
 from tomlib.models import card, fetch, transformers_folder, weights_id
-from tomlib.profiles import CHAPTERS, Run
+from tomlib.profiles import CHAPTERS, PAGES, Run
 from tomlib.prompts import wording_names
 from tomlib.readout import held_readouts, readout
 from tomlib.scenarios import SPLITS, Scenario, root
@@ -48,6 +48,11 @@ class Work:
     """Whether draws stop at the choice."""
     wording: str = ""
     """Another wording than the run's (the sweep of chapter 01)."""
+
+    @property
+    def name(self) -> str:
+        """How the manifest calls this step."""
+        return f"{self.role} {self.split} {self.answer} {self.n or 'exact'} {self.wording}".strip()
 
 
 def work(run: Run) -> list[Work]:
@@ -174,9 +179,9 @@ def reproduce(run: Run, parameters: Mapping[str, Any], *, book: bool = True) -> 
                 stage(f"train {w.role}", started)
         started = datetime.now(UTC)
         do(run, w)
-        stage(f"{w.role} {w.split} {w.answer} {w.n or 'exact'} {w.wording}".strip(), started)
+        stage(w.name, started)
     close_engines()
-    for chapter in CHAPTERS:
+    for chapter in (*CHAPTERS, *PAGES):
         if (root() / "notebooks" / f"{chapter}.ipynb").is_file():
             started = datetime.now(UTC)
             run_chapters(run, [chapter], parameters, replay=run.shipped is not None)
@@ -193,6 +198,12 @@ def run_chapters(
 ) -> list[Path]:
     """Execute chapters with papermill into the run's `notebooks/`; their paths.
 
+    Args:
+        run: Where they are written.
+        chapters: Their names.
+        parameters: What they are given; `profile` too where it is a file outside `profiles/`.
+        replay: Whether they may use the draws and adapters that come with the book.
+
     Raises:
         TomError: A chapter stopped with an error; its own line is given.
     """
@@ -204,7 +215,7 @@ def run_chapters(
     out: list[Path] = []
     folder = run.folder / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
-    given = {**parameters, "profile": run.profile.name, "replay": replay}
+    given = {"profile": run.profile.name, **parameters, "replay": replay}
     for chapter in chapters:
         source, target = root() / "notebooks" / f"{chapter}.ipynb", folder / f"{chapter}.ipynb"
         if not source.is_file():
@@ -222,9 +233,24 @@ def run_chapters(
             )
         except papermill.PapermillExecutionError as error:
             raise TomError(f"chapter {chapter}: {error.ename}: {error.evalue}") from None
+        _hide_as_parameters(half)
         os.replace(half, target)
         out.append(target)
     return out
+
+
+def _hide_as_parameters(notebook: Path) -> None:
+    """Have the cell of given parameters hidden in the book where the cell of defaults is."""
+    executed = json.loads(notebook.read_text("utf-8"))
+    tags = {
+        kind: cell["metadata"].setdefault("tags", [])
+        for cell in executed["cells"]
+        for kind in ("parameters", "injected-parameters")
+        if kind in cell["metadata"].get("tags", [])
+    }
+    if "remove-cell" in tags.get("parameters", []) and "injected-parameters" in tags:
+        tags["injected-parameters"].append("remove-cell")
+        notebook.write_text(json.dumps(executed, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def build_book(notebooks: Path | None = None, out: Path | None = None) -> Path:
@@ -248,6 +274,9 @@ def build_book(notebooks: Path | None = None, out: Path | None = None) -> Path:
                     shutil.copytree(here, source / name, ignore=leave_out)
                 elif here.is_file():
                     shutil.copy2(here, source / name)
+        if notebooks is not None and (notebooks.parent / "manifest.json").is_file():
+            named = read_manifest(notebooks.parent)["profile"]["name"]
+            ship(notebooks.parent, source / "data" / "runs" / named)  # what its figures came from
         for chapter in sorted(notebooks.glob("*.ipynb")) if notebooks else []:
             if not chapter.name.endswith(".part.ipynb"):
                 shutil.copy2(chapter, source / "notebooks" / chapter.name)

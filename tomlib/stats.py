@@ -58,6 +58,19 @@ def span(low: float, high: float) -> str:
     return "unbounded" if np.isinf(low) or np.isinf(high) else f"{low:.0%} to {high:.0%}"
 
 
+def with_interval(values: ArrayLike, low: ArrayLike, high: ArrayLike) -> list[str]:
+    """Shares with their intervals, as a table shows them; blanks do not break.
+
+    >>> [" ".join(text.split()) for text in with_interval([0.5], [0.404], [0.596])]
+    ['0.50 (0.40 to 0.60)']
+    """
+    columns = _arrays(values, low, high)
+    return [
+        "-" if np.isnan(p) else f"{p:.2f}\xa0({a:.2f}\xa0to\xa0{b:.2f})"
+        for p, a, b in zip(*columns, strict=True)
+    ]
+
+
 def _arrays(*values: ArrayLike) -> list[Array]:
     return [np.asarray(array, dtype=float) for array in np.broadcast_arrays(*values)]
 

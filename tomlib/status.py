@@ -1,0 +1,143 @@
+"""What a run took: the cost of a chapter and of every step, as the run's manifest recorded it."""
+
+from datetime import datetime
+from typing import Any
+
+import pandas as pd
+
+from tomlib.profiles import CHAPTERS, Run
+from tomlib.reproduce import read_manifest, work
+from tomlib.scenarios import SPLITS
+
+_SPLITS = {
+    "04": ("in_sample",),
+    "05": ("in_sample", "new_contexts"),
+    "06": ("in_sample", "scaled_games"),
+    "07": ("public_goods",),
+    "in": SPLITS,  # the front page
+}
+"""What each chapter of results plays, by the first two characters of its name."""
+
+
+def manifest(run: Run) -> dict[str, Any]:
+    """The manifest of the run: the one that came with the book, else its own, else {}."""
+    for folder in (run.shipped, run.folder):
+        if folder is not None and (folder / "manifest.json").is_file():
+            return read_manifest(folder)
+    return {}
+
+
+def steps(run: Run) -> pd.DataFrame:
+    """Every step of the run that its manifest recorded.
+
+    Returns:
+        Columns `step, started` (UTC) and `seconds`, in the order in which they were done.
+    """
+    rows = []
+    for name, stage in manifest(run).get("stages", {}).items():
+        start, end = (datetime.fromisoformat(stage[key]) for key in ("start", "end"))
+        rows.append((name, start, (end - start).total_seconds()))
+    return pd.DataFrame(rows, columns=["step", "started", "seconds"])
+
+
+def needs(run: Run, chapter: str) -> list[str]:
+    """Names of the steps that a chapter builds on: draws, exact probabilities, trainings.
+
+    A chapter with a tuned student needs all that leads to it, the training rows too.
+    """
+    p, number = run.profile, chapter[:2]
+    rows = f"teacher in_sample {p.teacher_answer} {p.n_teacher}"
+    trainings = [f"train {role}" for role in ("tuned", "published-tuned")]
+    if number == "01":
+        roles = ("teacher", "student")
+        return [
+            w.name
+            for w in work(run)
+            if w.role in roles
+            and w.split == "in_sample"
+            and w.name != rows
+            and w.answer != "reasoning+choice"
+        ]
+    if number == "02":
+        return [
+            w.name
+            for w in work(run)
+            if w.role == "teacher" and w.split == "in_sample" and w.n and not w.wording
+        ]
+    if number == "03":
+        return [rows, *trainings]
+    if number not in _SPLITS:
+        return []
+    form = {"teacher": p.teacher_answer}
+    played = [
+        w.name
+        for w in work(run)
+        if w.split in _SPLITS[number]
+        and w.answer == form.get(w.role, p.student_answer)
+        and not w.wording
+        and w.name != rows
+    ]
+    return [rows, *played, *trainings]
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, as exact as a reader needs them.
+
+    >>> duration(7.2), duration(95), duration(5400), duration(40000)
+    ('7 s', '95 s', '90 min', '11.1 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def cost_in_words(run: Run) -> str:
+    """What the run's chapter costs: replayed, and with all that it builds on; in Markdown."""
+    p = run.profile
+    recorded = steps(run)
+    if recorded.empty:
+        return (
+            f"**Cost.** No run of the profile `{p.name}` is recorded yet; "
+            f"`tom plan --profile {p.name}` says what one asks for."
+        )
+    seconds = recorded.set_index("step")["seconds"]
+    machine = manifest(run).get("machine", {})
+    where = f"{machine.get('cores', '?')} cores, {machine.get('processor', 'unknown processor')}"
+    text = f"**Cost**, as recorded by the run `{p.name}` on {where}:"
+    own = seconds.get(f"chapter {run.chapter}")
+    wanted = needs(run, run.chapter)
+    parts = []
+    if own is not None:
+        replayed = (
+            " replayed from the ledger, without any model" if wanted else ", without any model"
+        )
+        parts.append(f" {duration(own)}{replayed}")
+    done = seconds[seconds.index.isin(wanted)]
+    if len(done):
+        longest = ", ".join(
+            f"`{name}` {duration(took)}" for name, took in done.nlargest(3).items() if took >= 1
+        )
+        parts.append(
+            f" {duration(done.sum())} for all draws, exact probabilities and trainings that it builds "
+            f"on, when they were made (longest: {longest})"
+        )
+    return text + (";".join(parts) or " not this chapter") + "."
+
+
+def chapters(run: Run) -> pd.DataFrame:
+    """When each chapter was executed in the run, and how long that took.
+
+    Returns:
+        Columns `chapter, executed` (UTC), `seconds` (of the chapter alone, from a full ledger) and
+        `seconds_built_on` (of the draws, exact probabilities and trainings that it needs).
+    """
+    recorded = steps(run).set_index("step")
+    rows = []
+    for chapter in CHAPTERS:
+        name = f"chapter {chapter}"
+        if name not in recorded.index:
+            continue
+        before = recorded.loc[recorded.index.isin(needs(run, chapter)), "seconds"].sum()
+        own = recorded.loc[name]
+        rows.append((chapter, own["started"], own["seconds"], before))
+    return pd.DataFrame(rows, columns=["chapter", "executed", "seconds", "seconds_built_on"])
