@@ -115,8 +115,8 @@ def test_draws_carry_all_that_the_contract_names(new_smoke: Callable[..., Run]) 
     line = json.loads(shard.read_text("utf-8"))
     assert list(line) == [
         "model", "weights", "adapter", "split", "context", "game", "payoffs", "answer", "prompt",
-        "temperature", "top_p", "max_new_tokens", "seed", "index", "text", "choice", "outcome",
-        "new_tokens", "engine", "time",
+        "temperature", "top_p", "repetition_penalty", "max_new_tokens", "seed", "index", "text",
+        "choice", "outcome", "new_tokens", "engine", "time",
     ]  # fmt: skip
 
 

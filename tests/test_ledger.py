@@ -34,6 +34,7 @@ def draw(index: int = 0, **changes: Any) -> dict[str, Any]:
         "prompt": "fedcba9876543210",
         "temperature": 0.8,
         "top_p": 1.0,
+        "repetition_penalty": 1.0,
         "max_new_tokens": 80,
         "seed": 4_000_000_000,
         "index": index,
@@ -138,7 +139,7 @@ def test_a_change_to_a_frame_does_not_reach_the_next(book: Ledger) -> None:
 @pytest.mark.parametrize("name", DRAW_KEY)
 def test_every_part_of_the_key_tells_draws_apart(book: Ledger, name: str) -> None:
     other = {"adapter": "b" * 16, "weights": "b" * 16, "prompt": "b" * 16, "answer": "choice"}
-    value = other.get(name, 1 if name != "top_p" else 0.5)
+    value = other.get(name, {"top_p": 0.5, "repetition_penalty": 1.2}.get(name, 1))
     book.append("draws", "s", [draw(), draw(**{name: value})])
     with pytest.raises(TomError, match="already"):
         book.append("draws", "s", [draw(**{name: value, "seed": 7, "text": "C"})])
@@ -215,6 +216,7 @@ BAD = [
     ({"temperature": 10**400}, "temperature"),
     ({"temperature": "0.8"}, "temperature"),
     ({"top_p": 0}, "top_p"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
     ({"index": -1}, "index"),
     ({"index": 1.0}, "index"),
     ({"index": True}, "index"),

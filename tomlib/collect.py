@@ -145,7 +145,6 @@ def collect(
     missing = wanted.loc[~wanted["index_key"].isin(held["index_key"])]
     if len(missing):
         _ask_for(run, who, scenarios, answer, short, missing, progress)
-        run.__dict__.pop("ledger", None)  # read again what has been written
         held = _held(run, who, wanted)
     found = wanted[["index_key"]].merge(held, on="index_key", how="left", validate="1:1")
     found["model"] = role
@@ -222,7 +221,9 @@ def player_if_ready(run: Run, role: str) -> Player | None:
 
 # --- the ledger's part ----------------------------------------------------------------------------
 
-CONDITION = ["weights", "adapter", "prompt", "temperature", "top_p", "max_new_tokens"]
+CONDITION = [
+    "weights", "adapter", "prompt", "temperature", "top_p", "repetition_penalty", "max_new_tokens",
+]  # fmt: skip
 """What, with the index, tells a draw from every other draw."""
 
 
@@ -232,11 +233,12 @@ def condition(
     """The conditions of a player's draws in a scenario; `short` ones stop at the choice."""
     p = run.profile
     return {
-        "weights": weights_mark(who.card),
+        "weights": weights_mark(who.card, who.quantize),
         "adapter": who.adapter.fingerprint if who.adapter else None,
         "prompt": prompt_id(scenario, answer, run.wording),
         "temperature": p.temperature,
         "top_p": p.top_p,
+        "repetition_penalty": p.repetition_penalty,
         "max_new_tokens": p.tokens("choice" if short else answer),
     }
 
@@ -275,7 +277,7 @@ def _held(run: Run, who: Player, wanted: pd.DataFrame) -> pd.DataFrame:
     draws = run.ledger.draws()
     if len(draws):
         mark = who.adapter.fingerprint if who.adapter else None
-        mine = draws["weights"].eq(weights_mark(who.card)) & (
+        mine = draws["weights"].eq(weights_mark(who.card, who.quantize)) & (
             draws["adapter"].eq(mark) if mark else draws["adapter"].isna()
         )
         draws = draws[mine & draws["prompt"].isin(wanted["prompt"])]
@@ -385,6 +387,7 @@ def _line(
         "prompt": where["prompt"],
         "temperature": where["temperature"],
         "top_p": where["top_p"],
+        "repetition_penalty": where["repetition_penalty"],
         "max_new_tokens": where["max_new_tokens"],
         "seed": completion.seed,
         "index": index,

@@ -311,6 +311,8 @@ def _open_transformers(
         if not quantize:
             model = model.merge_and_unload()
     model.eval()
+    if not quantize and model.device.type == "cpu":
+        pack(model)
     chat = shared_prefix_chat(model, tokenizer)
 
     def close() -> None:
@@ -353,6 +355,51 @@ def load_transformers(card: Card, *, quantize: str = "") -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
+def pack(model: Any) -> None:
+    """Lay a model's weights out as oneDNN's kernels read them, in place, for inference on a CPU.
+
+    Otherwise every product of a few dozen rows first packs the whole weight anew, which costs as much
+    as the product. The plain weights are given up; a packed model cannot be trained.
+    """
+    import torch
+
+    if not torch.backends.mkldnn.is_available():
+        return
+
+    class Packed(torch.nn.Module):  # type: ignore[misc]
+        weight: Any
+        bias: Any
+
+        def __init__(self, linear: Any) -> None:
+            super().__init__()
+            self.in_features, self.out_features = linear.in_features, linear.out_features
+            plain = linear.weight.detach()
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(plain, PACKED_ROWS)
+            self.bias = None if linear.bias is None else linear.bias.detach()
+
+        def forward(self, x: Any) -> Any:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is torch.nn.Linear and child.weight.dtype == torch.float32:
+                setattr(module, name, Packed(child))
+
+
+PACKED_ROWS = 64
+"""Rows of a product that the packed layout is chosen for."""
+
+
+def free_memory(device: Any) -> int:
+    """Bytes that can still be had on a device: free on the GPU, available on the machine."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
 def prompt_text(tokenizer: Any, messages: "Sequence[BaseMessage]") -> str:
     """Messages in the model's own chat template, the last AIMessage as the start of the answer."""
     roles = {"system": "system", "human": "user", "ai": "assistant"}
@@ -378,6 +425,11 @@ class Prefix:
     values: list[Any]
     logits: Any
     """`[vocabulary]` after the last token, fp32."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of keys and values."""
+        return sum(t.numel() * t.element_size() for t in [*self.keys, *self.values])
 
 
 class _Branches:
@@ -494,8 +546,8 @@ def _attending(model: Any, branches: _Branches) -> Iterator[None]:
         model.config._attn_implementation = before
 
 
-PREFIXES = 32
-"""Prompts that are kept once read (about 15 MB each for a 1.5B model in fp32)."""
+KEPT = 0.15
+"""Share of the free memory that prompts may keep once they are read."""
 
 
 def _common(a: list[int], b: list[int]) -> int:
@@ -518,7 +570,8 @@ class SharedPrefixReader:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self._prefixes: deque[Prefix] = deque(maxlen=PREFIXES)
+        self._prefixes: deque[Prefix] = deque()
+        self._room = int(KEPT * free_memory(model.device))
         stop = model.generation_config.eos_token_id
         ends = stop if isinstance(stop, list) else [stop]
         self.ends = {int(e) for e in [*ends, tokenizer.eos_token_id] if e is not None}
@@ -556,7 +609,23 @@ class SharedPrefixReader:
             out.logits[0, -1].float(),
         )
         self._prefixes.append(prefix)
+        while sum(known.size for known in self._prefixes) > self._room and len(self._prefixes) > 1:
+            self._prefixes.popleft()
         return prefix
+
+    def rows_that_fit(self, new_tokens: int) -> int:
+        """Rows of a batch that the free memory holds: their own keys and values, and their logits."""
+        config = self.model.config
+        heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+        width = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
+        cached = 2 * config.num_hidden_layers * heads * width * new_tokens
+        # Logits, their softmax and one copy; the widest layer's activations are small beside them.
+        scored = 4 * config.vocab_size
+        # Rows are copied when some leave the batch, so the cache counts twice; half stays free.
+        each = (2 * cached + scored) * 4
+        return max(1, int(0.5 * free_memory(self.model.device) / each))
 
     def step(self, branches: _Branches, tokens: Sequence[int]) -> Any:
         """One more token on every branch: tokens `[rows]` -> logits `[rows, vocabulary]`, fp32."""
@@ -599,6 +668,34 @@ class SharedPrefixReader:
         Returns:
             Per draw: token ids without the end token, and `stop` or `length`.
         """
+        most = self.rows_that_fit(max_new_tokens)
+        out: list[tuple[list[int], str]] = []
+        for at in range(0, len(seeds), most):
+            some = list(owner[at : at + most])
+            first, last = some[0], some[-1] + 1
+            out += self._sample(
+                prompts[first:last],
+                [o - first for o in some],
+                seeds[at : at + most],
+                temperature,
+                top_p,
+                max_new_tokens,
+                repetition_penalty,
+                decided[first:last] if decided else None,
+            )
+        return out
+
+    def _sample(
+        self,
+        prompts: Sequence[list[int]],
+        owner: Sequence[int],
+        seeds: Sequence[int],
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+        repetition_penalty: float,
+        decided: Sequence[Decided | None] | None,
+    ) -> list[tuple[list[int], str]]:
         import torch
 
         prefixes = [self.read(tokens) for tokens in prompts]
@@ -732,17 +829,23 @@ def _choose(
         ordered, index = p.sort(-1, descending=True)
         ordered[ordered.cumsum(-1) - ordered > top_p] = 0
         p = torch.zeros_like(p).scatter(-1, index, ordered)
-    mass = p.cumsum(-1, dtype=torch.float64)
-    u = torch.as_tensor(uniform, device=logits.device) * mass[at, -1]
-    if len(at) == len(mass) and bool((at == torch.arange(len(at), device=at.device)).all()):
-        token = torch.searchsorted(mass, u[:, None], right=True)[:, 0]
-    else:
-        token = torch.empty_like(at)
-        for row in range(len(mass)):
-            mine = at == row
-            if bool(mine.any()):
-                token[mine] = torch.searchsorted(mass[row], u[mine], right=True)
-    return token.clamp(max=logits.shape[-1] - 1)
+    # In two levels, since a running sum over the whole vocabulary costs more than the model's step
+    # where rows are many: first the block, by the blocks' sums, then the token within it.
+    size = p.shape[-1]
+    p = torch.nn.functional.pad(p, (0, -size % BLOCK)).view(len(p), -1, BLOCK)
+    mass = p.sum(-1, dtype=torch.float64).cumsum(-1)
+    u = torch.as_tensor(uniform, device=logits.device, dtype=torch.float64) * mass[at, -1]
+    block = torch.searchsorted(mass[at], u[:, None], right=True)[:, 0].clamp(max=p.shape[1] - 1)
+    before = torch.where(block > 0, mass[at, (block - 1).clamp(min=0)], torch.zeros_like(u))
+    within = p[at, block].cumsum(-1, dtype=torch.float64)
+    # Rounding may put the rest at the block's very end, where no token is.
+    rest = torch.minimum(u - before, within[:, -1] * (1 - 1e-12))
+    token = torch.searchsorted(within, rest[:, None], right=True)[:, 0].clamp(max=BLOCK - 1)
+    return block * BLOCK + token
+
+
+BLOCK = 512
+"""Vocabulary entries that are summed before a draw looks for its token among them."""
 
 
 def _penalized(logits: Any, before: list[list[int]], penalty: float) -> Any:

@@ -14,7 +14,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tomlib.engines import load_transformers, prompt_tokens
+from tomlib.engines import free_memory, load_transformers, prompt_tokens
 from tomlib.errors import TomError
 from tomlib.models import Card, card, weights_id
 from tomlib.profiles import Run
@@ -141,59 +141,220 @@ class Group:
         """Weighted number of answer tokens: what the loss is divided by, summed over a batch."""
         return sum(w * len(a) for w, a in zip(self.weights, self.answers, strict=True))
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the training sequence: the prompt once, and every answer."""
+        return len(self.prompt) + sum(map(len, self.answers))
 
-def group_nll(model: Any, group: Group, temperature: float = 1.0) -> Any:
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where prompt and answers stand in the sequence whose forward pass is under way."""
+
+    prompt: int
+    lengths: tuple[int, ...]
+
+
+_layouts: list[_Layout] = []
+
+
+def _answers_attention(
+    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **_: Any
+) -> tuple[Any, None]:
+    """The block mask's attention without the mask: no product is made only to be hidden.
+
+    The prompt attends to itself, causally; an answer attends to the prompt and, causally, to itself.
+    Answers are padded to one length, side by side as a batch of their own. query
+    `[1, heads, tokens, d]`, key and value `[1, kv heads, tokens, d]`.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    layout = _layouts[-1]
+    n, lengths = layout.prompt, layout.lengths
+    group = query.shape[1] // key.shape[1]
+    key = key.repeat_interleave(group, 1)
+    value = value.repeat_interleave(group, 1)
+    heads, d = query.shape[1], query.shape[3]
+    scale = scaling if scaling is not None else d**-0.5
+    first = F.scaled_dot_product_attention(
+        query[:, :, :n], key[:, :, :n], value[:, :, :n], is_causal=True, scale=scale
+    )
+    # [heads, answers, longest, d]: padded answers.
+    longest = max(lengths)
+    place, keep = _padding(lengths, longest, query.device)
+    q, k, v = (x[0, :, n:][:, place].unflatten(1, (-1, longest)) for x in (query, key, value))
+    rows = q.flatten(1, 2)
+    shared = (rows @ key[0, :, :n].transpose(1, 2)).view(heads, len(lengths), longest, n)
+    own = q @ k.transpose(2, 3)
+    later = torch.ones(longest, longest, dtype=torch.bool, device=q.device).triu(1)
+    own = own.masked_fill(later, -torch.inf)
+    weight = torch.softmax(torch.cat([shared, own], -1) * scale, -1, dtype=torch.float32).to(
+        q.dtype
+    )
+    seen = (weight[..., :n].flatten(1, 2) @ value[0, :, :n]).view(q.shape)
+    out = (seen + weight[..., n:] @ v).flatten(1, 2)[:, keep]
+    return torch.cat([first, out[None]], 2).transpose(1, 2), None
+
+
+def _padding(lengths: tuple[int, ...], longest: int, device: Any) -> tuple[Any, Any]:
+    """Indices `[answers * longest]` into the answers' tokens, and `[tokens]` back into the padded."""
+    import torch
+
+    start = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    inside = np.arange(longest)[None] < np.asarray(lengths)[:, None]
+    # What pads an answer is its own first token; nothing that counts looks at it.
+    place = np.where(inside, start[:, None] + np.arange(longest)[None], start[:, None])
+    keep = np.flatnonzero(inside.ravel())
+    return torch.as_tensor(place.ravel(), device=device), torch.as_tensor(keep, device=device)
+
+
+@contextmanager
+def _answering(model: Any, layout: _Layout) -> Iterator[None]:
+    """Let the model's attention follow `layout` for the length of a forward pass."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("tom_answers", _answers_attention)
+    config = model.config
+    before = config._attn_implementation
+    config._attn_implementation = "tom_answers"
+    _layouts.append(layout)
+    try:
+        yield
+    finally:
+        _layouts.pop()
+        config._attn_implementation = before
+
+
+HEAD_ROWS = 512
+"""Positions whose logits are held at a time: a vocabulary is wide."""
+
+
+def _linear_nll(hidden: Any, head: Any, targets: Any, back: Any, weights: Any, scale: float) -> Any:
+    """Weighted negative log-likelihood of targets under `hidden @ head.T / scale`, logits never kept.
+
+    The gradient with respect to `hidden` is made in the forward pass, while the logits are there.
+    hidden `[positions, width]`, head `[vocabulary, width]` (frozen), targets, back (which position
+    predicts the target) and weights `[targets]`.
+    """
+    import torch
+
+    class LinearNLL(torch.autograd.Function):  # type: ignore[misc]
+        @staticmethod
+        def forward(ctx: Any, states: Any) -> Any:
+            total = torch.zeros((), dtype=torch.float32, device=states.device)
+            grad = torch.empty_like(states) if states.requires_grad else None
+            for at in range(0, len(states), HEAD_ROWS):
+                some = states[at : at + HEAD_ROWS]
+                mine = (back >= at) & (back < at + len(some))
+                row, word, weight = back[mine] - at, targets[mine], weights[mine]
+                logits = (some @ head.T).float().div_(scale)
+                norm = torch.logsumexp(logits, -1)
+                total += (weight * (norm[row] - logits[row, word])).sum()
+                if grad is not None:
+                    heavy = torch.zeros_like(norm).index_add_(0, row, weight)
+                    p = logits.sub_(norm[:, None]).exp_().mul_(heavy[:, None])
+                    p.index_put_((row, word), -weight, accumulate=True)
+                    grad[at : at + HEAD_ROWS] = (p.to(head.dtype) @ head) / scale
+            ctx.grad = grad
+            return total
+
+        @staticmethod
+        def backward(ctx: Any, outer: Any) -> Any:
+            return ctx.grad * outer
+
+    return LinearNLL.apply(hidden)
+
+
+def group_nll(model: Any, group: Group, temperature: float = 1.0, head: Any = None) -> Any:
     """Weighted sum of the answers' negative log-likelihoods, in nats, from one forward pass.
 
     Args:
         model: A causal language model (adapter included).
         group: One prompt and its answers.
         temperature: Divides the logits; 1 is plain SFT.
+        head: The frozen output weights `[vocabulary, width]` where `headless` took them off the
+            model; the model's own output layer otherwise.
 
     Returns:
         A scalar tensor with gradient.
     """
     import torch
-    import torch.nn.functional as F
 
-    device = next(model.parameters()).device
+    first = next(model.parameters())
+    device = first.device
     n = len(group.prompt)
-    lengths = [len(a) for a in group.answers]
-    total = n + sum(lengths)
+    lengths = tuple(len(a) for a in group.answers)
     # The last token of an answer predicts nothing that counts, but keeps the layout plain.
     ids = torch.tensor([*group.prompt, *(t for a in group.answers for t in a)], device=device)
-    segment = torch.zeros(total, dtype=torch.long, device=device)
-    position = torch.arange(total, device=device)
+    position = torch.arange(group.tokens, device=device)
     predictor: list[int] = []
     start = n
-    for number, length in enumerate(lengths, start=1):
-        segment[start : start + length] = number
+    for length in lengths:
         position[start : start + length] = torch.arange(n, n + length, device=device)
         predictor += [n - 1, *range(start, start + length - 1)]
         start += length
-    order = torch.arange(total, device=device)
-    sees = (order[:, None] >= order[None, :]) & (
-        (segment[None, :] == 0) | (segment[:, None] == segment[None, :])
-    )
-    dtype = next(model.parameters()).dtype
-    mask = torch.zeros(1, 1, total, total, dtype=dtype, device=device)
-    mask.masked_fill_(~sees, torch.finfo(dtype).min)
     used, back = np.unique(predictor, return_inverse=True)
-    out = model(
-        input_ids=ids[None],
-        position_ids=position[None],
-        attention_mask=mask,
-        logits_to_keep=torch.as_tensor(used, device=device),
-        use_cache=False,
-    )
-    logits = out.logits[0].float()
-    if temperature != 1.0:
-        logits = logits / temperature
-    logp = F.log_softmax(logits, -1)
+    with _answering(model, _Layout(n, lengths)):
+        out = model(
+            input_ids=ids[None],
+            position_ids=position[None],
+            logits_to_keep=torch.as_tensor(used, device=device),
+            use_cache=False,
+        ).logits[0]
     weight = torch.tensor(
-        [w for w, k in zip(group.weights, lengths, strict=True) for _ in range(k)], device=device
+        [w for w, k in zip(group.weights, lengths, strict=True) for _ in range(k)],
+        device=device,
+        dtype=torch.float32,
     )
-    return -(weight * logp[torch.as_tensor(back, device=device), ids[n:]]).sum()
+    where = torch.as_tensor(back, device=device)
+    if head is not None:
+        return _linear_nll(out, head, ids[n:], where, weight, temperature)
+    logp = torch.log_softmax(out.float() / temperature, -1)
+    return -(weight * logp[where, ids[n:]]).sum()
+
+
+def headless(model: Any) -> Any:
+    """Take the output layer off a model, so that the loss can be made without keeping logits.
+
+    Returns:
+        The layer's frozen weights for `group_nll`, or None where the model is left as it is: the
+        layer is no plain one, or something stands between it and the logits.
+    """
+    import torch
+
+    layer = model.get_output_embeddings()
+    if type(layer) is not torch.nn.Linear or layer.bias is not None:
+        return None
+    probe = torch.arange(4, device=layer.weight.device)[None]
+    with torch.no_grad():
+        before = model(input_ids=probe, use_cache=False).logits
+    weight = layer.weight.detach()
+    model.set_output_embeddings(torch.nn.Identity())
+    with torch.no_grad():
+        after = model(input_ids=probe, use_cache=False).logits
+    if after.shape[-1] == weight.shape[1] and torch.allclose(before, after @ weight.T, atol=1e-3):
+        return weight
+    model.set_output_embeddings(layer)
+    return None
+
+
+def _fitting(groups: Sequence[Group], model: Any) -> list[Group]:
+    """The groups, cut where one forward and backward pass would not fit into the free memory."""
+    config = model.config
+    layers, width = config.num_hidden_layers, config.hidden_size
+    # What a layer keeps for its backward pass: a dozen states and four of the inner layer's width.
+    each = 4 * layers * (12 * width + 4 * getattr(config, "intermediate_size", 4 * width))
+    room = max(1, int(0.5 * free_memory(next(model.parameters()).device) / each))
+    built: list[Group] = []
+    for group in groups:
+        parts = min(len(group.answers), max(1, math.ceil(group.tokens / room)))
+        size = math.ceil(len(group.answers) / parts)
+        built += [
+            Group(group.prompt, group.answers[at : at + size], group.weights[at : at + size])
+            for at in range(0, len(group.answers), size)
+        ]
+    return built
 
 
 def groups_of(
@@ -382,6 +543,7 @@ def _train(
     accelerator = Accelerator()
     torch.manual_seed(how.seed)
     base, tokenizer = load_transformers(student)
+    head = headless(base)
     config = LoraConfig(
         r=how.r,
         lora_alpha=how.alpha,
@@ -416,7 +578,7 @@ def _train(
         total=len(batches), initial=done, desc=f"train {arm}", unit="step", disable=not progress
     )
     if not log and held_out:
-        log.append(_log_row(0, 0, math.nan, _mean_nll(model, held_out, how), 0.0, 0.0))
+        log.append(_log_row(0, 0, math.nan, _mean_nll(model, head, held_out, how), 0.0, 0.0))
     for step in range(done, len(batches)):
         epoch, batch = batches[step]
         rate = how.learning_rate * 0.5 * (1 + math.cos(math.pi * step / len(batches)))
@@ -424,7 +586,7 @@ def _train(
             g["lr"] = rate
         torch.manual_seed(how.seed * 1_000_003 + step)  # dropout, if any, is the step's own
         model.train()
-        loss = _backward(accelerator, model, batch, how)
+        loss = _backward(accelerator, model, head, batch, how)
         if not math.isfinite(loss):
             raise TomError(
                 f"arm {arm!r}: the loss is {loss} at step {step + 1}; lower the learning rate"
@@ -432,7 +594,7 @@ def _train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ends_epoch = step + 1 == len(batches) or batches[step + 1][0] != epoch
-        value = _mean_nll(model, held_out, how) if ends_epoch and held_out else math.nan
+        value = _mean_nll(model, head, held_out, how) if ends_epoch and held_out else math.nan
         now = time.monotonic()
         log.append(_log_row(step + 1, epoch + 1, loss, value, rate, seconds + now - began))
         bar.update()
@@ -462,7 +624,7 @@ def _train(
     return Adapter(folder, mark)
 
 
-def _backward(accelerator: Any, model: Any, batch: list[Group], how: Settings) -> float:
+def _backward(accelerator: Any, model: Any, head: Any, batch: list[Group], how: Settings) -> float:
     """Gradients of a batch's mean loss per answer token, shared out over the processes."""
     import torch
 
@@ -471,24 +633,25 @@ def _backward(accelerator: Any, model: Any, batch: list[Group], how: Settings) -
     if not mine:  # every process has to take part in the gradient exchange
         idle = batch[0]
         mine = [Group(idle.prompt, idle.answers[:1], (0.0,))]
+    mine = _fitting(mine, accelerator.unwrap_model(model))
     mass = sum(g.mass for g in batch)
     total = torch.zeros((), device=accelerator.device)
     for at, group in enumerate(mine):
         last = at + 1 == len(mine)
         with nullcontext() if last else accelerator.no_sync(model):
-            nll = group_nll(model, group, how.temperature) / mass
+            nll = group_nll(model, group, how.temperature, head) / mass
             accelerator.backward(nll * world)
             total += nll.detach()
     return float(accelerator.reduce(total, "sum"))
 
 
-def _mean_nll(model: Any, groups: Sequence[Group], how: Settings) -> float:
+def _mean_nll(model: Any, head: Any, groups: Sequence[Group], how: Settings) -> float:
     """Mean negative log-likelihood per answer token, in nats, without gradients."""
     import torch
 
     model.eval()
     with torch.inference_mode():
-        total = sum(float(group_nll(model, g, how.temperature)) for g in groups)
+        total = sum(float(group_nll(model, g, how.temperature, head)) for g in groups)
     return total / sum(g.mass for g in groups)
 
 

@@ -98,6 +98,7 @@ SCHEMA: dict[Kind, dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "draws": _WHERE
     | {
         "top_p": ("a number above 0 up to 1", lambda v: _number(v) and 0 < v <= 1),
+        "repetition_penalty": ("a number above 0", lambda v: _number(v) and v > 0),
         "max_new_tokens": ("a count", _count),
         "seed": ("a count", _count),
         "index": ("a count", _count),
@@ -121,7 +122,7 @@ SCHEMA: dict[Kind, dict[str, tuple[str, Callable[[Any], bool]]]] = {
 }
 
 READOUT_KEY = ("weights", "adapter", "prompt", "temperature", "answer")
-DRAW_KEY = (*READOUT_KEY, "top_p", "max_new_tokens", "index")
+DRAW_KEY = (*READOUT_KEY, "top_p", "repetition_penalty", "max_new_tokens", "index")
 _KEYS: dict[Kind, tuple[str, ...]] = {"draws": DRAW_KEY, "readouts": READOUT_KEY}
 
 

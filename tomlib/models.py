@@ -190,8 +190,10 @@ def weights_id(card: Card) -> str:
 # -- the cache ------------------------------------------------------------------------------------
 
 
-def weights_mark(card: Card) -> str:
+def weights_mark(card: Card, quantize: str = "") -> str:
     """What draws are told apart by: 16 hex digits of the sha256 of the weights, or of their name.
+
+    Weights that are loaded in fewer bits (`quantize`) are other weights.
 
     >>> weights_mark(card("smollm2-135m"))
     'b179c9523d0e6a0f'
@@ -201,6 +203,8 @@ def weights_mark(card: Card) -> str:
     False
     """
     known = weights_id(card)
+    if quantize:
+        known = f"{known}|{quantize}"
     if re.fullmatch("[0-9a-f]{64}", known):
         return known[:16]
     return hashlib.sha256(known.encode()).hexdigest()[:16]

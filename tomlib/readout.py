@@ -16,7 +16,6 @@ import pandas as pd
 from tomlib.collect import Player, condition, opened, player, published_distribution, shard_name
 from tomlib.engines import Engine
 from tomlib.errors import TomError
-from tomlib.models import weights_mark
 from tomlib.profiles import Run
 from tomlib.prompts import messages
 from tomlib.scenarios import Scenario
@@ -83,7 +82,6 @@ def readout(
     missing = [s for s in scenarios if s not in found]
     if missing:
         _read(run, who, missing, answer, progress)
-        run.__dict__.pop("ledger", None)
         found |= held_readouts(run, who, missing, answer)
     rows: list[tuple[Any, ...]] = []
     for s in scenarios:
@@ -136,7 +134,7 @@ def _read(
         p, coverage = option_probabilities(engine, said, options(s), run.profile.temperature)
         line = {
             "model": who.card.name,
-            "weights": weights_mark(who.card),
+            "weights": where["weights"],
             "adapter": where["adapter"],
             "split": s.split,
             "context": s.context.name,
