@@ -191,8 +191,7 @@ def test_engine_errors_say_what_to_do(smol: Card, tmp_path: Any, monkeypatch: An
         open_engine(closed)
     nobody = replace(closed, api_key_env="", base_url="http://127.0.0.1:9/v1")
     with open_engine(nobody) as engine:
-        engine.chat.max_retries = 0
-        engine.chat.root_client.max_retries = 0
+        engine.attempts = 1
         with pytest.raises(TomError, match="no answer"):
             ask(
                 engine,

@@ -110,11 +110,14 @@ def _run(a: argparse.Namespace) -> None:
 
 
 def _reproduce(a: argparse.Namespace) -> None:
-    from tomlib.reproduce import reproduce
+    from tomlib.reproduce import do_step, reproduce
 
     given = _parameters(a.p)
     run = new_run(load_profile(a.profile, **given), replay=False)
-    print(reproduce(run, _for_chapters(a, given), book=not a.no_book))
+    parameters = _for_chapters(a, given)
+    if a.only:
+        return do_step(run, a.only, parameters)
+    print(reproduce(run, parameters, book=not a.no_book))
 
 
 def _book(a: argparse.Namespace) -> None:
@@ -249,6 +252,7 @@ def _parser() -> argparse.ArgumentParser:
         "tom reproduce --profile quick",
     )  # fmt: skip
     sub.add_argument("--no-book", action="store_true", help="stop before the book")
+    sub.add_argument("--only", metavar="STEP", help="one step of it, as the Snakefile names them")
     with_profile(sub)
 
     sub = command("book", _book, "build the book, warnings as errors", "tom book")

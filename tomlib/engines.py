@@ -12,12 +12,16 @@ so our own chat model, `SharedPrefixChat`, reads a prompt once whatever the numb
 """
 
 import gc
+import random
 import secrets
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -43,8 +47,8 @@ class Completion:
     text: str
     finish: str
     """`stop` (the model ended it, or all that is wanted is said) or `length` (cut)."""
-    new_tokens: int | None
-    """Tokens generated; None where the server does not say."""
+    new_tokens: int
+    """Tokens generated; on a server that gives no log probabilities, a share of its call's."""
     seed: int
     """The seed that this draw (or, on a server, its request) was made with."""
 
@@ -57,12 +61,16 @@ class Engine:
     name: str
     """Engine and version, as recorded in each draw."""
     parallel: int
-    """Completions that one request may ask for."""
+    """Draws that a server makes at a time; less once it has run out of context."""
     per_draw_seeds: bool
     """True where a draw depends on its own seed (up to rounding), so that resuming is exact."""
     prefill: str = "native"
     """How the server goes on with a started answer: native, continue_final_message or none."""
     close: Callable[[], None] = field(default=lambda: None)
+    per_call: int = 1 << 30
+    """Draws that one call may ask a server for; less once it has given fewer."""
+    attempts: int = 8
+    """How often a call that failed is made before it is an error."""
 
     def __enter__(self) -> "Engine":
         return self
@@ -149,7 +157,7 @@ def ask(
     reader = getattr(engine.chat, "reader", None)
     if reader is None:
         options = _server_options(engine, temperature, top_p, max_new_tokens, repetition_penalty)
-        return [_ask_server(engine, request, options) for request in requests]
+        return _ask_server(engine, requests, options)
     drawn = reader.sample(
         [prompt_tokens(reader.tokenizer, r.messages) for r in requests],
         [i for i, r in enumerate(requests) for _ in r.seeds],
@@ -173,54 +181,181 @@ def ask(
 def _server_options(
     engine: Engine, temperature: float, top_p: float, max_new_tokens: int, penalty: float
 ) -> dict[str, Any]:
-    options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_new_tokens}
+    """Decoding as asked for, in the server's dialect: servers cut the distribution by default."""
+    options: dict[str, Any] = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_tokens": max_new_tokens,
+    }
     extra: dict[str, Any] = {}
-    if engine.name.startswith("llama.cpp"):
-        # The server's own defaults cut the distribution (top-k 40, min-p); the experiment does not.
-        extra |= {"top_k": 0, "min_p": 0.0, "top_p": top_p, "repeat_penalty": penalty}
-    else:
-        if top_p != 1.0:
-            options["top_p"] = top_p
-        if penalty != 1.0:
-            extra["repetition_penalty"] = penalty
-    if engine.prefill == "continue_final_message":
+    if engine.prefill == "native":  # llama.cpp: top-k 40 and min-p 0.05 unless told otherwise
+        extra = {"top_k": 0, "min_p": 0.0, "repeat_penalty": penalty}
+    elif engine.prefill == "continue_final_message":  # vLLM, SGLang: what the model's folder says
+        extra = {"top_k": -1, "min_p": 0.0, "repetition_penalty": penalty}
         extra |= {"continue_final_message": True, "add_generation_prompt": False}
+    elif penalty != 1.0:
+        extra = {"repetition_penalty": penalty}
     return options | {"extra_body": extra}
 
 
-def _ask_server(engine: Engine, request: Request, options: dict[str, Any]) -> list[Completion]:
-    """Draws of one prompt, as many per call as the server has room for, until all are there."""
+def _ask_server(
+    engine: Engine, requests: Sequence[Request], options: dict[str, Any]
+) -> list[list[Completion]]:
+    """Draws from a server: `engine.parallel` at a time, until all are there.
+
+    A server reads a prompt once for all draws of a call. One that gives fewer than it was asked for
+    (many know no `n`) is asked again for the rest, by then one draw per call; its first call for a
+    prompt ends before the others begin, so that it can go by what it has kept of the prompt. One
+    that runs out of context gets half as many at a time.
+    """
+    out: list[dict[int, Completion]] = [{} for _ in requests]
+    todo = deque((r, list(range(len(request.seeds)))) for r, request in enumerate(requests))
+    running: dict[Future[Any], tuple[int, list[int], int]] = {}
+    pool = ThreadPoolExecutor(engine.parallel)
+    try:
+        while todo or running:
+            flying = sum(len(some) for _, some, _ in running.values())
+            reading = {r for r, _, _ in running.values() if not out[r]}
+            for _ in range(len(todo)):
+                if flying >= engine.parallel:
+                    break
+                r, wanted = todo.popleft()
+                if r in reading:
+                    todo.append((r, wanted))
+                    continue
+                n = min(len(wanted), engine.per_call, engine.parallel - flying)
+                some, rest = wanted[:n], wanted[n:]
+                if rest:
+                    todo.append((r, rest))
+                call = pool.submit(_call, engine, requests[r], some, options)
+                flying += n
+                running[call] = r, some, flying
+                reading.add(r)
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for call in done:
+                r, some, level = running.pop(call)
+                try:
+                    got = call.result()
+                except TomError as error:
+                    full = "ontext size" in str(error) and "llama" in engine.name
+                    if not full or (level == 1 and not running and engine.parallel == 1):
+                        raise
+                    engine.parallel = max(1, min(engine.parallel, level // 2))
+                    got = []
+                else:
+                    if len(got) < len(some):
+                        engine.per_call = max(1, min(engine.per_call, len(got)))
+                out[r] |= dict(zip(some, got, strict=False))
+                if some[len(got) :]:
+                    todo.appendleft((r, some[len(got) :]))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return [[drawn[i] for i in sorted(drawn)] for drawn in out]
+
+
+def _call(
+    engine: Engine, request: Request, some: Sequence[int], options: dict[str, Any]
+) -> list[Completion]:
+    """One call for some of a request's draws; at least one, and no more than asked for."""
     said = list(request.messages)
     opening = str(said[-1].content) if said[-1].type == "ai" else ""
     if opening and engine.prefill == "none":
         said = said[:-1]
-    out: list[Completion] = []
-    while len(out) < len(request.seeds):
-        seed = request.seeds[len(out)]
-        n = min(engine.parallel, len(request.seeds) - len(out))
-        try:
-            result = engine.chat.generate([said], n=n, seed=seed, **options)
-        except Exception as error:
-            if n > 1 and "ontext size" in str(error):
-                engine.parallel = max(1, engine.parallel // 2)
-                continue
-            raise TomError(f"{engine.name}: no answer: {_short(error)}") from None
-        got = [_completion(g, seed, opening) for g in result.generations[0]]
-        if not got:
-            raise TomError(f"{engine.name}: the server sent no choices")
-        out += got[: len(request.seeds) - len(out)]
-    return out
+    result = served(engine, said, n=len(some), seed=request.seeds[some[0]], **options)
+    given = result.generations[0][: len(some)]
+    used = ((result.llm_output or {}).get("token_usage") or {}).get("completion_tokens") or 0
+    each = min(round(used / len(result.generations[0])), options["max_tokens"])
+    seed = request.seeds[some[0]]
+    return [_completion(g, seed, opening, each, options["max_tokens"]) for g in given]
 
 
-def _completion(generation: Any, seed: int, opening: str) -> Completion:
+def served(engine: Engine, said: Sequence[Any], **options: Any) -> Any:
+    """One answered call to a server; what may pass (a full or broken server) is tried again.
+
+    A server that says when to come back (`Retry-After`) is taken at its word; else the waits grow,
+    each by chance, so that many jobs do not come back at once.
+
+    Returns:
+        LangChain's `LLMResult`, with one message at least.
+
+    Raises:
+        TomError: Refused, or no answer after `engine.attempts`.
+    """
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt
+
+    again = Retrying(
+        stop=stop_after_attempt(engine.attempts),
+        retry=retry_if_exception(_passes),
+        wait=_pause,
+        reraise=True,
+    )
+    try:
+        return again(_generate, engine, list(said), options)
+    except Exception as error:
+        raise TomError(f"{engine.name}: no answer: {_short(error)}") from None
+
+
+def _generate(engine: Engine, said: list[Any], options: dict[str, Any]) -> Any:
+    result = engine.chat.generate([said], **options)
+    if not result.generations or not result.generations[0]:
+        raise ValueError("the server sent no choices")
+    return result
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether an error may pass: not a refusal (wrong key, unknown model), nor a full context."""
+    if not isinstance(error, Exception) or "ontext size" in str(error):
+        return False
+    if getattr(error, "code", None) == "insufficient_quota":
+        return False
+    status = getattr(error, "status_code", None)
+    return status is None or status in (408, 409, 425, 429) or status >= 500
+
+
+def _pause(state: Any) -> float:
+    """Seconds until the next attempt."""
+    from tenacity import wait_random_exponential
+
+    error = state.outcome.exception()
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    told = _seconds(headers.get("retry-after", ""))
+    if told is not None:
+        return min(told, LONGEST_PAUSE) + random.random()
+    return float(wait_random_exponential(multiplier=1, max=60)(state))
+
+
+LONGEST_PAUSE = 600.0
+"""Most seconds that a server may ask to be left alone for."""
+
+
+def _seconds(told: str) -> float | None:
+    """A `Retry-After` header, in seconds from now: a number or a date; None where it is neither.
+
+    >>> _seconds("20"), _seconds("Wed, 21 Oct 2015 07:28:00 GMT"), _seconds("soon")
+    (20.0, 0.0, None)
+    """
+    try:
+        return max(0.0, float(told))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(told) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):
+        return None
+
+
+def _completion(generation: Any, seed: int, opening: str, each: int, most: int) -> Completion:
+    """`each` is a draw's share of the tokens of its call, for servers that do not say more."""
     info = dict(generation.generation_info or {}) | dict(generation.message.response_metadata or {})
     text = generation.text
     if opening and text.startswith(opening):  # llama.cpp gives the prefilled opening back
         text = text[len(opening) :]
+    finish = "length" if info.get("finish_reason") == "length" else "stop"
     tokens = info.get("new_tokens")
     if tokens is None and isinstance(info.get("logprobs"), dict):
         tokens = len(info["logprobs"].get("content") or []) or None
-    finish = "length" if info.get("finish_reason") == "length" else "stop"
+    if tokens is None:
+        tokens = most if finish == "length" else each
     return Completion(text, finish, tokens, seed)
 
 
@@ -262,7 +397,7 @@ def _open_llamacpp(card: Card, threads: int | None, parallel: int, context: int)
         logprobs=True,
         top_logprobs=1,
         timeout=3600,
-        max_retries=2,
+        max_retries=0,  # `served` does that
     )
     holder = [server]
     return Engine(
@@ -286,7 +421,7 @@ def _open_endpoint(card: Card, parallel: int) -> Engine:
         logprobs=True,
         top_logprobs=1,
         timeout=600,
-        max_retries=6,
+        max_retries=0,  # `served` does that
     )
     return Engine(
         chat, f"endpoint ({card.model_id or card.name})", parallel, False, prefill=card.prefill

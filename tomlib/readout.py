@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from tomlib.collect import Player, condition, opened, player, published_distribution, shard_name
-from tomlib.engines import Engine
+from tomlib.engines import Engine, served
 from tomlib.errors import TomError
 from tomlib.profiles import Run
 from tomlib.prompts import messages
@@ -207,9 +207,8 @@ def _next_token(engine: Engine, said: Sequence[Any], temperature: float) -> dict
     """
     extra = {"continue_final_message": True, "add_generation_prompt": False}
     options: dict[str, Any] = {"extra_body": extra if engine.prefill != "native" else {}}
-    result = engine.chat.generate(
-        [list(said)], max_tokens=1, temperature=1.0, logprobs=True, top_logprobs=20, **options
-    )
+    options |= {"max_tokens": 1, "temperature": 1.0, "logprobs": True, "top_logprobs": 20}
+    result = served(engine, said, **options)
     generation: Any = result.generations[0][0]
     info = dict(generation.generation_info or {}) | dict(generation.message.response_metadata or {})
     content = (info.get("logprobs") or {}).get("content") or []

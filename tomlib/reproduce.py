@@ -1,9 +1,12 @@
 """The whole experiment, step by step: all draws, both trainings, the chapters, the book of the run.
 
-`work` is the one list of what a run has to do; planning, running and verifying all go by it. Every
-step takes what is there and does the rest, so a run that was stopped goes on where it was.
+`work` is the one list of what a run has to do; planning, running and verifying all go by it. `steps`
+cuts it into jobs, which `reproduce` does one after the other and the Snakefile on any number of
+machines. Every step takes what is there and does the rest, so a run that was stopped goes on where
+it was.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -12,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -20,13 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock
 
 from tomlib import __version__
-from tomlib.collect import close_engines, collect, plan, tuned_adapter
+from tomlib.collect import close_engines, collect, plan, stops_early, tuned_adapter
 from tomlib.errors import TomError
+from tomlib.finetune import settings
 from tomlib.models import card, fetch, transformers_folder, weights_id
 from tomlib.profiles import CHAPTERS, PAGES, Run
-from tomlib.prompts import wording_names
+from tomlib.prompts import prompt_id, wording_names
 from tomlib.readout import held_readouts, readout
 from tomlib.scenarios import SPLITS, Scenario, root
 
@@ -96,11 +102,13 @@ def _scenarios(run: Run, split: str) -> list[Scenario]:
         return []
 
 
-def do(run: Run, what: Work) -> pd.DataFrame:
-    """Have one piece of work done; what is in the ledger is not done again."""
-    scenarios = run.scenarios(what.split)
+def do(run: Run, what: Work, context: str = "") -> pd.DataFrame:
+    """Have one piece of work done, or one context's share; what is in the ledger is not done again."""
+    scenarios = _at(run, what, context)
     if what.wording:
         run = run.changed(wording=what.wording)
+    if not scenarios:
+        return pd.DataFrame()
     if what.n:
         return collect(run, what.role, scenarios, what.answer, what.n, letter_only=what.letter_only)
     return readout(run, what.role, scenarios, what.answer)
@@ -148,49 +156,183 @@ def costs(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+# --- the run as a graph ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """A job of a run: what one process does, on whichever machine."""
+
+    name: str
+    """`weights/CARD`, `draws/ROLE`, `draws/ROLE/CONTEXT`, `adapter/ARM`, `chapter/NAME` or `book`."""
+    after: tuple[str, ...]
+    """Names of the steps that have to be done before."""
+    mark: str
+    """A digest of everything that decides what the step leaves: with another mark, do it again."""
+
+
+def steps(run: Run, shards: str = "model") -> list[Step]:
+    """All of a run as steps, in an order in which they can be done.
+
+    Args:
+        run: Profile and folders.
+        shards: `model`: one job asks a model for all its draws, so that it is loaded once;
+            `context`: one job per model and context, to be spread over machines.
+
+    Raises:
+        TomError: Another word for `shards`; a profile that names unknown models or contexts.
+    """
+    if shards not in ("model", "context"):
+        raise TomError(f"shards = {shards!r} is unknown; it is 'model' or 'context'")
+    p = run.profile
+    todo = work(run)
+    arms = {"tuned": "family", "published-tuned": "published"}
+    trained = {arm: _digest(_training(run, arm)) for arm in run.arms}
+    marks = {w: _digest(_decides(run, w), trained.get(arms.get(w.role, ""))) for w in todo}
+    live = [
+        name for name in dict.fromkeys([p.teacher, p.student]) if card(name).kind != "published"
+    ]
+    found = [Step(f"weights/{name}", (), _digest(weights_id(card(name)))) for name in live]
+    draws: dict[str, list[str]] = {}
+    for role in dict.fromkeys(w.role for w in todo):
+        before = [f"weights/{p.teacher if role == 'teacher' else p.student}"]
+        if role in arms:
+            before.append(f"adapter/{arms[role]}")
+            rows = draws.get("teacher", []) if role == "tuned" else []
+            after = (f"weights/{p.student}", *rows)
+            found.append(Step(f"adapter/{arms[role]}", after, trained[arms[role]]))
+        draws[role] = []
+        mine = [w for w in todo if w.role == role]
+        contexts = [s.context.name for w in mine for s in run.scenarios(w.split)]
+        for context in dict.fromkeys(contexts) if shards == "context" else [""]:
+            name = "/".join(["draws", role, context]).rstrip("/")
+            some = [w for w in mine if not context or _at(run, w, context)]
+            mark = _digest(*[(_decides(run, w, context), marks[w]) for w in some])
+            found.append(Step(name, tuple(before), mark))
+            draws[role].append(name)
+    for chapter in (*CHAPTERS, *PAGES):
+        if not (root() / "notebooks" / f"{chapter}.ipynb").is_file():
+            continue
+        used = [w for w in todo if _reads(run, chapter, w)]
+        after = tuple(d for role in dict.fromkeys(w.role for w in used) for d in draws[role])
+        said: list[Any] = [p.name, p.label, *(marks[w] for w in used)]
+        if chapter.startswith("03"):
+            after, said = tuple(f"adapter/{arm}" for arm in run.arms), [*said, *trained.values()]
+        if chapter == "status":  # tells of all that was done before it
+            after = tuple(s.name for s in found)
+            said += [s.mark for s in found]
+        if chapter[:2] in ("04", "05", "06", "08", "in"):
+            said += [p.bootstrap, p.seed, p.margin if chapter[:2] in ("06", "08") else None]
+        found.append(Step(f"chapter/{chapter}", after, _digest(*said)))
+    chapters = [s for s in found if s.name.startswith("chapter/")]
+    return [*found, Step("book", tuple(s.name for s in chapters), _digest(*chapters))]
+
+
+def do_step(run: Run, name: str, parameters: Mapping[str, Any]) -> None:
+    """Do one step by its name; what is done already is not done again.
+
+    Raises:
+        TomError: No step has this name; whatever the step itself raises.
+    """
+    kind, _, rest = name.partition("/")
+    role, _, context = rest.partition("/")
+    run.folder.mkdir(parents=True, exist_ok=True)
+    if kind != "draws":
+        close_engines()
+    if kind == "weights":
+        with _stage(run, f"weights {rest}"):
+            fetch(card(rest))
+            p = run.profile
+            engines = {(p.teacher, p.teacher_engine), (p.student, p.student_engine)}
+            if any(c == rest and (e or card(c).engine) == "transformers" for c, e in engines):
+                transformers_folder(card(rest))
+    elif kind == "draws" and role in {w.role for w in work(run)}:
+        for w in work(run):
+            if w.role == role:
+                with _stage(run, f"{w.name} {context}".rstrip()):
+                    do(run, w, context)
+    elif kind == "adapter" and rest in run.arms:
+        with _stage(run, f"train {'tuned' if rest == 'family' else 'published-tuned'}"):
+            tuned_adapter(run, rest)
+    elif kind == "chapter" and rest in (*CHAPTERS, *PAGES):
+        with _stage(run, f"chapter {rest}"):
+            run_chapters(run, [rest], parameters, replay=run.shipped is not None)
+    elif name == "book":
+        with _stage(run, "book"):
+            build_book(run.folder / "notebooks", run.folder / "book")
+    else:
+        raise TomError(f"step {name!r}: profile {run.profile.name!r} has no such step")
+
+
 def reproduce(run: Run, parameters: Mapping[str, Any], *, book: bool = True) -> Path:
     """Do all of a run: weights, draws, trainings, chapters, book. Returns the run's folder."""
-    begin = time.monotonic()
-    p = run.profile
-    run.folder.mkdir(parents=True, exist_ok=True)
-    stages: dict[str, Any] = {}
-
-    def stage(name: str, started: datetime) -> None:
-        stages[name] = {"start": _utc(started), "end": _utc(datetime.now(UTC))}
-        write_manifest(run, stages)
-        print(f"[{time.monotonic() - begin:6.0f} s] {name}", flush=True)
-
-    for name in dict.fromkeys([p.teacher, p.student]):
-        started = datetime.now(UTC)
-        who = card(name)
-        if who.kind != "published":
-            fetch(who)
-            if "transformers" in ((p.teacher_engine or who.engine), p.student_engine):
-                transformers_folder(who)
-        stage(f"weights {name}", started)
-    last = ""
-    for w in work(run):
-        if w.role != last:
-            last = w.role
-            if w.role in ("tuned", "published-tuned"):
-                started = datetime.now(UTC)
-                close_engines()
-                tuned_adapter(run, "family" if w.role == "tuned" else "published")
-                stage(f"train {w.role}", started)
-        started = datetime.now(UTC)
-        do(run, w)
-        stage(w.name, started)
-    close_engines()
-    for chapter in (*CHAPTERS, *PAGES):
-        if (root() / "notebooks" / f"{chapter}.ipynb").is_file():
-            started = datetime.now(UTC)
-            run_chapters(run, [chapter], parameters, replay=run.shipped is not None)
-            stage(f"chapter {chapter}", started)
-    if book:
-        started = datetime.now(UTC)
-        build_book(run.folder / "notebooks", run.folder / "book")
-        stage("book", started)
+    for step in steps(run):
+        if book or step.name != "book":
+            do_step(run, step.name, parameters)
     return run.folder
+
+
+@contextmanager
+def _stage(run: Run, name: str) -> Iterator[None]:
+    """Time a part of the run, tell it, and note it in the manifest."""
+    started, begin = datetime.now(UTC), time.monotonic()
+    yield
+    write_manifest(run, {name: {"start": _utc(started), "end": _utc(datetime.now(UTC))}})
+    print(f"[{time.monotonic() - begin:6.1f} s] {name}", flush=True)
+
+
+def _at(run: Run, what: Work, context: str) -> list[Scenario]:
+    return [s for s in run.scenarios(what.split) if context in ("", s.context.name)]
+
+
+def _decides(run: Run, what: Work, context: str = "") -> Any:
+    """Everything that decides a piece of work, or one context's share of it."""
+    p = run.profile
+    at = run.changed(wording=what.wording) if what.wording else run
+    teacher = what.role == "teacher"
+    short = stops_early(what.answer, what.letter_only)
+    engine = (p.teacher_engine, "") if teacher else (p.student_engine, p.student_quantization)
+    return [
+        weights_id(card(p.teacher if teacher else p.student)),
+        engine,
+        [prompt_id(s, what.answer, at.wording) for s in _at(run, what, context)],
+        [what.role, what.answer, what.n, what.letter_only, p.temperature],
+        [p.top_p, p.repetition_penalty, p.tokens("choice" if short else what.answer), p.seed]
+        if what.n
+        else [],
+    ]
+
+
+def _training(run: Run, arm: str) -> Any:
+    """Everything that decides an arm's adapter."""
+    p = run.profile
+    how = settings(run, arm).__dict__
+    rows: Any = [prompt_id(s, "choice", run.wording) for s in run.scenarios("in_sample")]
+    name = p.published_teacher if arm == "published" else p.teacher
+    if arm == "family" and card(name).kind != "published":
+        asked = Work("teacher", "in_sample", p.teacher_answer, p.n_teacher, letter_only=False)
+        rows = [_decides(run, asked), p.held_out]
+    return [weights_id(card(p.student)), how, weights_id(card(name)), rows]
+
+
+def _reads(run: Run, chapter: str, w: Work) -> bool:
+    """Whether a chapter reads this work: most compare choices, each model in its own answer form."""
+    form = run.profile.teacher_answer if w.role == "teacher" else run.profile.student_answer
+    compared = w.letter_only and w.answer == form and not w.wording
+    splits = {"04": ["in_sample"], "05": ["in_sample", "new_contexts"], "07": ["public_goods"]}
+    splits["06"] = ["in_sample", "scaled_games"]
+    if chapter == "index":
+        return w.n > 0
+    if chapter.startswith("01"):
+        first = w.role in ("teacher", "student") and w.split == "in_sample"
+        return first and (compared or w.wording != "")
+    if chapter.startswith("02"):
+        return w.role == "teacher" and w.split == "in_sample" and w.n > 0
+    return compared and w.split in splits.get(chapter[:2], [])
+
+
+def _digest(*what: Any) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=repr).encode()).hexdigest()[:16]
 
 
 def run_chapters(
@@ -408,6 +550,11 @@ def write_manifest(run: Run, stages: Mapping[str, Any]) -> Path:
     one counts: it did the work, the other found it done.
     """
     path = run.folder / "manifest.json"
+    with FileLock(run.folder / "manifest.lock"):  # jobs may end at the same time
+        return _write_manifest(run, path, stages)
+
+
+def _write_manifest(run: Run, path: Path, stages: Mapping[str, Any]) -> Path:
     before: dict[str, Any] = {}
     if path.is_file():
         try:
