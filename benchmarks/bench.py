@@ -45,6 +45,8 @@ class Mode:
     """Whether the long rows are measured at full size (always in their short form too)."""
     short: tuple[int, int] = (16, 32)
     """Answers and tokens of the short form of sampling."""
+    length: int = LENGTH
+    """Tokens of a prompt."""
     answers: int = 64
     new: int = 64
     draws: int = 300
@@ -68,7 +70,7 @@ MODES = {
     ),
     # Whether everything runs; its numbers mean nothing and are written to no table.
     "tiny": Mode(
-        "tiny", 2, True, short=(2, 2), answers=2, new=3, draws=4, scenarios=2, pipeline=1, rows=2,
+        "tiny", 2, True, length=300, short=(2, 2), answers=2, new=3, draws=4, scenarios=2, pipeline=1, rows=2,
         peaks=1, scaled_draws=(1, 2), scaled_answers=(1, 2), scaled_scenarios=(1, 2),
         scaled_groups=(1, 2),
     ),
@@ -193,9 +195,10 @@ class Bench:
         self.names = self.ask("names", "ours", "names")
 
     def prompts(
-        self, names: Sequence[Any], mark: str, form: str = "choice+motivation", length: int = LENGTH
+        self, names: Sequence[Any], mark: str, form: str = "choice+motivation", length: int = -1
     ) -> list[Data]:
         """Prompts of scenarios; `mark` makes them texts that no worker has read before."""
+        length = self.mode.length if length < 0 else length
         key = f"prompts/{form}/{length}/{mark}/{len(names)}"
         found: list[Data] = self.once(
             key,
@@ -281,10 +284,10 @@ def readout(b: Bench) -> None:
     warm = b.prompts(b.plain()[:1], "Warm-up.", "choice")
     b.warm["ours"] = lambda w: w("readout", asked=warm)
     b.warm["lm-eval"] = lambda w: w("readout", path=b.model, asked=warm, options=["C", "D"])
-    sizes = [("short", b.plain()[: 2 if b.mode.name == "tiny" else 12], LENGTH, 1)]
+    sizes = [("short", b.plain()[: 2 if b.mode.name == "tiny" else 12], b.mode.length, 1)]
     if b.mode.long:
         some = b.names[:3] if b.mode.name == "tiny" else b.names
-        sizes.append(("long", some, LENGTH, min(2, b.mode.repetitions)))
+        sizes.append(("long", some, b.mode.length, min(2, b.mode.repetitions)))
         sizes.append(("plain", some, 0, 1))
     for size, names, length, repetitions in sizes:
         for r in range(repetitions):
@@ -298,7 +301,7 @@ def readout(b: Bench) -> None:
                 ],
             )
     # Ours also says that the option ends there: between P(C) and P(C, then the closing quote and brace).
-    short = b.prompts(sizes[0][1], "Short 1.", "choice", LENGTH)
+    short = b.prompts(sizes[0][1], "Short 1.", "choice")
     b.ask(
         "readout/closed", "lm-eval", "readout", path=b.model, asked=short, options=['C"}', 'D"}']
     )  # fmt: skip
@@ -351,6 +354,12 @@ def lora(b: Bench) -> None:
         )  # fmt: skip
 
 
+def unlike(b: Bench, number: int) -> list[list[int]]:
+    """Prompts of four contexts that have nothing in common but the chat template."""
+    some = b.each_context()[:4]
+    return [b.prompts([name], f"{'ABCD'[i]}{number}.")[0]["tokens"] for i, name in enumerate(some)]
+
+
 def peak(b: Bench) -> None:
     """Which share of the machine's matrix product rate reading and training reach."""
     g = b.mode.rows
@@ -363,18 +372,17 @@ def peak(b: Bench) -> None:
 
     b.warm["ours"] = ready
     for r in range(b.mode.peaks):
-        some = b.prompts(b.each_context()[:4], f"{r + 1}.")
-        tokens = [p["tokens"] for p in some]
+        tokens = unlike(b, r + 1)
         step = {"prompt": tokens[0], "answers": answers, "group": g}
         b.ask(f"peak/matmul/before/{r}", "ours", "matmul")
         b.ask(f"peak/prefill/{r}", "ours", "prefill", tokens=tokens)
         b.ask(f"peak/matmul/between/{r}", "ours", "matmul")
         b.ask(f"peak/train/{r}", "ours", "step", **step)
         b.ask(f"peak/matmul/after/{r}", "ours", "matmul")
-    total = LENGTH + sum(map(len, answers))
-    b.ask("peak/shapes/prefill", "ours", "shapes", tokens=LENGTH)
+    total = b.mode.length + sum(map(len, answers))
+    b.ask("peak/shapes/prefill", "ours", "shapes", tokens=b.mode.length)
     b.ask("peak/shapes/train", "ours", "shapes", tokens=total)
-    last = [p["tokens"] for p in b.prompts(b.each_context()[:4], "Profile.")]
+    last = unlike(b, 0)
     b.ask("peak/profile/prefill", "ours", "profile", what="prefill", tokens=last)
     b.ask(
         "peak/profile/train", "ours", "profile",
@@ -468,7 +476,7 @@ def series(raw: Data, key: str) -> list[Data]:
     return found
 
 
-def compared(id: str, ours: Sequence[float], peer: Sequence[float], **more: Any) -> Data:
+def compared(ours: Sequence[float], peer: Sequence[float], **more: Any) -> Data:
     """A row: rates of both, repetition by repetition."""
     return {
         "ours": list(ours),
@@ -505,16 +513,17 @@ def evaluate(raw: Data, mode: Mode) -> Data:
             if ours and len(peer) == len(ours):
                 n, new = (mode.answers, mode.new) if size == "long" else mode.short
                 into[id] = compared(
-                    id, rate(ours, "tokens"), rate(peer, "tokens"),
+                    rate(ours, "tokens"),
+                    rate(peer, "tokens"),
                     size=f"{n} answers of up to {new} tokens",
                     tokens=[[o["tokens"], p["tokens"]] for o, p in zip(ours, peer, strict=True)],
-                )  # fmt: skip
+                )
         ours, peer = (series(raw, f"readout/{size}/{k}") for k in ("ours", "lm-eval"))
         if ours and len(peer) == len(ours):
             read = [len(x["p"]) / x["seconds"] for x in ours]
             scored = [len(x["logp"]) / x["seconds"] for x in peer]
             size_text = f"{len(ours[0]['p'])} scenarios"
-            into["readout_vs_lm_eval"] = compared("", read, scored, size=size_text)
+            into["readout_vs_lm_eval"] = compared(read, scored, size=size_text)
     for kind in ("transformers", "vllm"):
         if f"sampling/greedy/{kind}" in raw:
             checks[f"greedy_{kind}"] = agreement(
@@ -523,23 +532,30 @@ def evaluate(raw: Data, mode: Mode) -> Data:
     ours, peer = (series(raw, f"choices/{k}") for k in ("ours", "pipeline"))
     if ours and len(peer) == len(ours):
         rows["choices_vs_pipeline"] = compared(
-            "", rate(ours, "draws"), rate(peer, "draws"),
+            rate(ours, "draws"),
+            rate(peer, "draws"),
             size=f"{mode.draws} draws of {mode.scenarios} scenarios",
-            timed=peer[0]["draws"], all=mode.draws * mode.scenarios,
-        )  # fmt: skip
+            timed=peer[0]["draws"],
+            all=mode.draws * mode.scenarios,
+        )
     ours, peer = (series(raw, f"llamacpp/{k}") for k in ("llamacpp", "llamacpp-server"))
     if ours and len(peer) == len(ours):
         rows["llamacpp_overhead"] = compared(
-            "", rate(ours, "tokens"), rate(peer, "tokens"),
+            rate(ours, "tokens"),
+            rate(peer, "tokens"),
             size=f"{mode.answers} answers of up to {mode.new} tokens",
             tokens=[[o["tokens"], p["tokens"]] for o, p in zip(ours, peer, strict=True)],
-        )  # fmt: skip
+        )
     ours, peer = (series(raw, f"lora/{k}") for k in ("ours", "trl"))
     if ours and len(peer) == len(ours):
         rows["lora_vs_trl"] = compared(
-            "", rate(ours, "rows"), rate(peer, "rows"), size=f"{mode.rows} rows a step",
-            batch=min((1, 4), key=lambda s: raw.get(f"lora/batch/{s}", {"seconds": 1e9})["seconds"]),
-        )  # fmt: skip
+            rate(ours, "rows"),
+            rate(peer, "rows"),
+            size=f"{mode.rows} rows a step",
+            batch=min(
+                (1, 4), key=lambda s: raw.get(f"lora/batch/{s}", {"seconds": 1e9})["seconds"]
+            ),
+        )
         loss = [[a["loss"], b["loss"]] for a, b in zip(ours, peer, strict=True)]
         checks["loss_trl"] = {
             "losses": loss,
@@ -554,11 +570,11 @@ def evaluate(raw: Data, mode: Mode) -> Data:
         if ours and all(len(x) >= len(ours) for x in around):
             limit = [(x["rate"] + y["rate"]) / 2e9 for x, y in zip(*around, strict=False)]
             rows[id] = compared(
-                id, [x["flops"] / x["seconds"] / 1e9 for x in ours], limit[: len(ours)], size=""
+                [x["flops"] / x["seconds"] / 1e9 for x in ours], limit[: len(ours)], size=""
             )
     done = series(raw, "replay")
     if done:
-        rows["replay_seconds"] = compared("", [x["seconds"] for x in done], [1.0] * len(done))
+        rows["replay_seconds"] = compared([x["seconds"] for x in done], [1.0] * len(done))
         rows["replay_seconds"] |= {"size": f"{done[0]['chapters']} chapters", "peer": []}
     closed = raw.get("readout/closed")
     first = raw.get("readout/short/ours/0")

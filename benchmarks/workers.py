@@ -611,7 +611,7 @@ def vllm_sample(
 
     engine = vllm_engine(path)
     engine.reset_prefix_cache()
-    how = SamplingParams(n=n, temperature=temperature, top_p=1.0, max_tokens=new, seed=seed or None)
+    how = SamplingParams(n=n, temperature=temperature, top_p=1.0, max_tokens=new)
     out = Timed()
     with out.clock():
         done = engine.generate(
