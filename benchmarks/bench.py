@@ -45,6 +45,7 @@ class Mode:
     """Whether the long rows are measured at full size (always in their short form too)."""
     short: tuple[int, int] = (16, 32)
     """Answers and tokens of the short form of sampling."""
+    card: str = "qwen2.5-coder-0.5b"
     length: int = LENGTH
     """Tokens of a prompt."""
     answers: int = 64
@@ -70,7 +71,7 @@ MODES = {
     ),
     # Whether everything runs; its numbers mean nothing and are written to no table.
     "tiny": Mode(
-        "tiny", 2, True, length=300, short=(2, 2), answers=2, new=3, draws=4, scenarios=2, pipeline=1, rows=2,
+        "tiny", 1, True, card="smollm2-135m", length=330, short=(2, 2), answers=2, new=3, draws=4, scenarios=2, pipeline=1, rows=2,
         peaks=1, scaled_draws=(1, 2), scaled_answers=(1, 2), scaled_scenarios=(1, 2),
         scaled_groups=(1, 2),
     ),
@@ -86,10 +87,11 @@ LONG = ("sample_vs_generate", "sample_vs_vllm", "readout_vs_lm_eval")
 class Worker:
     """A process that does one kind of work, one command at a time."""
 
-    def __init__(self, kind: str, python: str, log: Path) -> None:
+    def __init__(self, kind: str, python: str, card: str, log: Path) -> None:
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
+            "TOM_BENCH_CARD": card,
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
             # vLLM: in one process, on all cores, and no word home.
@@ -149,7 +151,7 @@ class Bench:
 
     def worker(self, kind: str) -> Worker:
         if kind not in self.workers:
-            worker = Worker(kind, self.python(kind), self.folder / f"{kind}.log")
+            worker = Worker(kind, self.python(kind), self.mode.card, self.folder / f"{kind}.log")
             self.workers[kind] = worker
             self.once(f"about/{kind}", lambda: worker("about"))
             if kind in self.warm:

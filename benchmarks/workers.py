@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
-CARD = "qwen2.5-coder-0.5b"
+CARD = os.environ.get("TOM_BENCH_CARD", "qwen2.5-coder-0.5b")
 TEMPERATURE = 0.8
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
 RATE = 5e-4
@@ -248,27 +248,29 @@ def our_prefill(tokens: list[list[int]]) -> Answer:
 
 
 @cache
-def trained() -> tuple[Any, Any]:
-    """The student with a fresh LoRA, and its optimizer, as `tomlib.finetune` makes them."""
+def trained() -> tuple[Any, Any, Any]:
+    """The student with a fresh LoRA, its output weights and optimizer, as `tomlib.finetune` has them."""
     import torch
     from peft import LoraConfig, get_peft_model
 
     from tomlib.engines import load_transformers
+    from tomlib.finetune import headless
     from tomlib.models import card
 
     torch.manual_seed(0)
     base, _ = load_transformers(card(CARD))
+    head = headless(base)
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **LORA))
     model.train()
     ours = [p for p in model.parameters() if p.requires_grad]
-    return model, torch.optim.AdamW(ours, lr=RATE, weight_decay=0.0)
+    return model, head, torch.optim.AdamW(ours, lr=RATE, weight_decay=0.0)
 
 
 def fresh_lora() -> Answer:
     """The LoRA as before the first step (B = 0), for losses to be compared."""
     import torch
 
-    model, optimizer = trained()
+    model, _, optimizer = trained()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -282,7 +284,7 @@ def our_step(prompt: list[int], answers: list[list[int]], group: int) -> Answer:
     from tomlib.finetune import Group, group_nll
     from tomlib.models import card, transformers_folder
 
-    model, optimizer = trained()
+    model, head, optimizer = trained()
     parts = [answers[i : i + group] for i in range(0, len(answers), group)]
     groups = [
         Group(tuple(prompt), tuple(tuple(a) for a in part), (1.0,) * len(part)) for part in parts
@@ -291,7 +293,7 @@ def our_step(prompt: list[int], answers: list[list[int]], group: int) -> Answer:
     out = Timed(loss=0.0, rows=len(answers))
     with out.clock():
         for g in groups:
-            nll = group_nll(model, g) / mass
+            nll = group_nll(model, g, head=head) / mass
             nll.backward()
             out["loss"] += float(nll.detach())
         optimizer.step()
