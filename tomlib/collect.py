@@ -6,7 +6,7 @@ on where it stopped; with an empty one it runs live. There is no other switch.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -300,11 +300,30 @@ def _ask_for(
     missing: pd.DataFrame,
     progress: bool,
 ) -> None:
+    by_name = {s.name: s for s in scenarios}
+    with ExitStack() as locks:
+        # Held from before the first question: a second run is refused before it has cost anything.
+        for shard in sorted({shard_name(who, by_name[n], answer) for n in missing["scenario"]}):
+            locks.enter_context(run.ledger.lock("draws", shard))
+        held = _held(run, who, missing)  # another run may have drawn some meanwhile
+        missing = missing.loc[~missing["index_key"].isin(held["index_key"])]
+        if len(missing):
+            _ask_all(run, who, by_name, answer, short, missing, progress)
+
+
+def _ask_all(
+    run: Run,
+    who: Player,
+    by_name: dict[str, Scenario],
+    answer: str,
+    short: bool,
+    missing: pd.DataFrame,
+    progress: bool,
+) -> None:
     from tqdm.auto import tqdm
 
     engine = opened(run, who)
     bar = tqdm(total=len(missing), desc=f"{who.role}: {answer}", unit="draw", disable=not progress)
-    by_name = {s.name: s for s in scenarios}
     # Scenarios of one context come one after the other: they share its system prompt.
     size = 4096 if short else REQUEST
     for at in range(0, len(missing), size):
@@ -314,9 +333,7 @@ def _ask_for(
         ]
         drawn = _draw(run, who, engine, answer, short, cells)
         for (scenario, _), lines in zip(cells, drawn, strict=True):
-            shard = shard_name(who, scenario, answer)
-            with run.ledger.lock("draws", shard):
-                run.ledger.append("draws", shard, lines)
+            run.ledger.append("draws", shard_name(who, scenario, answer), lines)
             bar.update(len(lines))
     bar.close()
 

@@ -442,7 +442,10 @@ def _open_transformers(
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(adapter))
+        try:
+            model = PeftModel.from_pretrained(model, str(adapter))
+        except Exception as error:  # the library's own, safetensors', torch's
+            raise TomError(f"{adapter}: the adapter cannot be loaded: {_short(error)}") from None
         if not quantize:
             model = model.merge_and_unload()
     model.eval()
@@ -484,10 +487,14 @@ def load_transformers(card: Card, *, quantize: str = "") -> tuple[Any, Any]:
         raise TomError(f"quantize = {quantize!r}: only '' and 'nf4' are known")
     if gpu:
         options["device_map"] = "auto"
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa", **options
-    )
-    return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    options |= {"use_safetensors": True, "attn_implementation": "sdpa"}
+    try:
+        return (
+            AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options),
+            AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+        )
+    except Exception as error:  # the library's own, safetensors', torch's
+        raise TomError(f"{card.name}: {folder} cannot be loaded: {_short(error)}") from None
 
 
 def pack(model: Any) -> None:

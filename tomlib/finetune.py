@@ -25,6 +25,7 @@ import pandas as pd
 
 from tomlib.engines import free_memory, load_transformers, prompt_tokens
 from tomlib.errors import TomError
+from tomlib.ledger import hold
 from tomlib.models import Card, card, weights_id
 from tomlib.profiles import Run
 from tomlib.prompts import messages, opening, prompt_id
@@ -501,6 +502,12 @@ def check_base(folder: Path, student: Card) -> None:
             f"{folder}: this adapter belongs to {name!r} ({str(base)[:12]}), not to "
             f"{student.name!r} ({weights_id(student)[:12]}); train one or name its own student"
         )
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():  # never a pickle in its place
+        raise TomError(f"{weights}: no such file; remove {folder} to train the adapter again")
+    found = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if record.get("sha256", found) != found:
+        raise TomError(f"{weights}: altered; restore it, or remove {folder} to train it again")
 
 
 def train(run: Run, arm: str, frame: pd.DataFrame, *, progress: bool = True) -> Adapter:
@@ -521,10 +528,17 @@ def train(run: Run, arm: str, frame: pd.DataFrame, *, progress: bool = True) -> 
         raise TomError(f"arm {arm!r}: no training rows; ask the teacher first (chapter 02)")
     mark = fingerprint(student, how, frame)
     found = find_adapter(run, arm, mark)
-    if found is not None:
-        check_base(found.folder, student)
-        return found
-    return _train(run, arm, frame, student, how, mark, progress)
+    name = f"{arm}-{mark}"
+    if found is None:
+        # Of several processes that train together, the first holds the lock for all.
+        alone = int(os.environ.get("RANK", "0")) == 0
+        place = run.folder / "locks" / f"adapters--{name}"
+        with hold(place, run.folder / "adapters" / name) if alone else nullcontext():
+            found = find_adapter(run, arm, mark)
+            if found is None:
+                return _train(run, arm, frame, student, how, mark, progress)
+    check_base(found.folder, student)
+    return found
 
 
 def _train(
@@ -729,7 +743,9 @@ def _finish(
     log: pd.DataFrame,
 ) -> None:
     """Adapter, log and record, then one rename: a finished folder is always complete."""
-    _save_tensors(state, part / "adapter_model.safetensors", {"format": "pt"})
+    weights = part / "adapter_model.safetensors"
+    _save_tensors(state, weights, {"format": "pt"})
+    record = record | {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
     config.base_model_name_or_path = record["student"]
     config.inference_mode = True
     try:

@@ -369,40 +369,18 @@ class Ledger:
         Raises:
             TomError: another process (or this one) holds the shard; names it.
         """
-        import fcntl
-
         _known(kind)
         name = shard_name(shard)
         path = self.folder / kind / f"{name}.jsonl"
-        place = self.folder / "locks" / f"{kind}--{name}"
-        with _disk(place):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            held = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            with _disk(place):
-                try:
-                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    holder = os.pread(held, 200, 0).decode("utf-8", "replace").strip()
-                    raise TomError(
-                        f"{path}: another run is writing to it ({holder or 'it has just begun'}); "
-                        "wait until it has ended, or end it"
-                    ) from None
-                me = f"pid {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%FT%TZ}"
-                os.ftruncate(held, 0)
-                os.pwrite(held, me.encode(), 0)
+        with hold(self.folder / "locks" / f"{kind}--{name}", path):
             with _disk(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
                 _heal(path)
             self._locked.add((kind, name))
             try:
                 yield
             finally:
                 self._locked.discard((kind, name))
-                with suppress(OSError):
-                    os.ftruncate(held, 0)
-        finally:
-            os.close(held)
 
     def _refresh(self, kind: Kind) -> bool:
         """Take in what was written since; whether anything was."""
@@ -442,6 +420,42 @@ class Ledger:
             for row in self._shards[path].rows
             if keys[_key(kind, row)] is self._shards[path]
         ]
+
+
+@contextmanager
+def hold(place: Path, what: Path) -> Iterator[None]:
+    """Hold a lock file: `what` is written by one process at a time.
+
+    The lock is the kernel's: it is free again once its holder has ended, in whatever way.
+
+    Raises:
+        TomError: another process (or this one) holds it; names it.
+    """
+    import fcntl
+
+    with _disk(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        held = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with _disk(place):
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(held, 200, 0).decode("utf-8", "replace").strip()
+                raise TomError(
+                    f"{what}: another run is writing to it ({holder or 'it has just begun'}); "
+                    "wait until it has ended, or end it"
+                ) from None
+            me = f"pid {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%FT%TZ}"
+            os.ftruncate(held, 0)
+            os.pwrite(held, me.encode(), 0)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                os.ftruncate(held, 0)
+    finally:
+        os.close(held)
 
 
 def shard_name(parts: str | Sequence[str]) -> str:

@@ -283,6 +283,9 @@ def verify(card: Card, progress: bool = True) -> None:
             raise TomError(f"model {card.name!r} is not fetched: tom models fetch {card.name}")
         with _disk(card):
             _check(card, path, progress)
+        for folder in (cache() / "converted").glob(f"{card.sha256[:16]}-[bf]*"):
+            if folder.is_dir():
+                _check_converted(card, folder, again=True)
     elif card.kind == "hub":
         for stored in sorted(_hub_snapshot(card, local=True).glob("*.safetensors")):
             blob = stored.resolve()
@@ -321,6 +324,7 @@ def transformers_folder(card: Card, dtype: str = "fp32", progress: bool = True) 
         with _disk(card), _lock(lock, f"another process that converts {card.name}"):
             if not folder.is_dir():
                 _convert(card, path, folder, dtype, progress)
+    _check_converted(card, folder)
     return folder
 
 
@@ -691,11 +695,11 @@ def _convert(card: Card, path: Path, folder: Path, dtype: str, progress: bool) -
             steps.update()
         about = {"model": card.name, "sha256": card.sha256, "dtype": dtype}
         about |= {"transformers": transformers.__version__, "torch": torch.__version__}
-        _write(building / "converted-from.json", json.dumps(about, indent=1))
         for file in building.iterdir():
             file.chmod(0o644)
             with file.open("rb") as written:
                 os.fsync(written.fileno())
+        _record_converted(building, about)
         building.chmod(0o755)
         os.replace(building, folder)
     except (RuntimeError, ValueError) as error:
@@ -703,6 +707,44 @@ def _convert(card: Card, path: Path, folder: Path, dtype: str, progress: bool) -
         raise TomError(f"model {card.name!r}: {path} cannot be converted: {line}") from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _state(path: Path) -> list[int]:
+    now = path.stat()
+    return [now.st_size, now.st_mtime_ns]
+
+
+def _record_converted(folder: Path, about: dict[str, Any]) -> None:
+    files = {
+        file.name: [*_state(file), _sha256(file)]
+        for file in sorted(folder.iterdir())
+        if file.name != "converted-from.json"
+    }
+    _write(folder / "converted-from.json", json.dumps(about | {"files": files}, indent=1))
+
+
+def _check_converted(card: Card, folder: Path, again: bool = False) -> None:
+    """Refuse a converted folder whose files are not as they were written.
+
+    Files are hashed again where size or time has changed (or `again` asks for it).
+    """
+    try:
+        about = json.loads((folder / "converted-from.json").read_text(encoding="utf-8"))
+        if "files" not in about:  # converted before they were recorded
+            _record_converted(folder, about)
+            return
+        files = {str(name): list(kept) for name, kept in about["files"].items()}
+        wrong = ""
+        for name, (size, changed, sha256) in files.items():
+            path = folder / Path(name).name
+            if (again or _state(path) != [size, changed]) and _sha256(path) != sha256:
+                wrong = name
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        wrong = f"{type(error).__name__}: {error}"
+    if wrong:
+        raise TomError(
+            f"model {card.name!r}: {folder} is altered ({wrong}): remove it, and it is converted anew"
+        )
 
 
 @contextmanager

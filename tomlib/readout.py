@@ -7,6 +7,7 @@ cannot be read.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
@@ -124,6 +125,20 @@ def _as_choice(option: str) -> Any:
 def _read(
     run: Run, who: Player, scenarios: Sequence[Scenario], answer: str, progress: bool
 ) -> None:
+    with ExitStack() as locks:
+        for shard in sorted({shard_name(who, s, answer) for s in scenarios}):
+            locks.enter_context(run.ledger.lock("readouts", shard))
+        held = held_readouts(
+            run, who, scenarios, answer
+        )  # another run may have read some meanwhile
+        missing = [s for s in scenarios if s not in held]
+        if missing:
+            _read_all(run, who, missing, answer, progress)
+
+
+def _read_all(
+    run: Run, who: Player, scenarios: Sequence[Scenario], answer: str, progress: bool
+) -> None:
     from tqdm.auto import tqdm
 
     engine = opened(run, who)
@@ -148,9 +163,7 @@ def _read(
             "engine": engine.name,
             "time": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         }
-        shard = shard_name(who, s, answer)
-        with run.ledger.lock("readouts", shard):
-            run.ledger.append("readouts", shard, [line])
+        run.ledger.append("readouts", shard_name(who, s, answer), [line])
 
 
 def option_probabilities(
@@ -209,18 +222,25 @@ def _next_token(engine: Engine, said: Sequence[Any], temperature: float) -> dict
     options: dict[str, Any] = {"extra_body": extra if engine.prefill != "native" else {}}
     options |= {"max_tokens": 1, "temperature": 1.0, "logprobs": True, "top_logprobs": 20}
     result = served(engine, said, **options)
-    generation: Any = result.generations[0][0]
-    info = dict(generation.generation_info or {}) | dict(generation.message.response_metadata or {})
-    content = (info.get("logprobs") or {}).get("content") or []
-    if not content:
+    try:
+        generation: Any = result.generations[0][0]
+        info = dict(generation.generation_info or {})
+        info |= dict(generation.message.response_metadata or {})
+        content = (info.get("logprobs") or {}).get("content") or []
+        top = [(str(t["token"]), float(t["logprob"])) for t in content[0]["top_logprobs"]]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        top = []
+    if not top:
         raise TomError(f"{engine.name}: the server gives no log probabilities; use draws instead")
-    top = content[0].get("top_logprobs") or []
-    logp = np.array([float(t["logprob"]) for t in top])
-    if not len(logp) or not np.isfinite(logp).any():
-        raise TomError(f"{engine.name}: the server's log probabilities are not finite")
+    logp = np.array([value for _, value in top])
+    # Minus infinity is a probability of 0; nothing else that is not finite is one.
+    if np.isnan(logp).any() or logp.max() > 1e-3 or not np.isfinite(logp).any():
+        raise TomError(
+            f"{engine.name}: the server's log probabilities are not finite or above 0; use draws"
+        )
     p = np.where(np.isfinite(logp), np.exp(logp), 0.0)
     rest = max(0.0, 1.0 - float(p.sum()))
     warm = p ** (1 / temperature)
     # The unseen rest is taken as one candidate: at temperatures below 1 that overstates its share.
     share = warm / (warm.sum() + rest ** (1 / temperature))
-    return {str(t["token"]): float(v) for t, v in zip(top, share, strict=True)}
+    return {token: float(v) for (token, _), v in zip(top, share, strict=True)}

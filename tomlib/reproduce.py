@@ -30,6 +30,7 @@ from tomlib import __version__
 from tomlib.collect import close_engines, collect, plan, stops_early, tuned_adapter
 from tomlib.errors import TomError
 from tomlib.finetune import settings
+from tomlib.ledger import hold
 from tomlib.models import card, fetch, transformers_folder, weights_id
 from tomlib.profiles import CHAPTERS, PAGES, Run
 from tomlib.prompts import prompt_id, wording_names
@@ -266,9 +267,10 @@ def do_step(run: Run, name: str, parameters: Mapping[str, Any]) -> None:
 
 def reproduce(run: Run, parameters: Mapping[str, Any], *, book: bool = True) -> Path:
     """Do all of a run: weights, draws, trainings, chapters, book. Returns the run's folder."""
-    for step in steps(run):
-        if book or step.name != "book":
-            do_step(run, step.name, parameters)
+    with hold(run.folder / "locks" / "reproduce", run.folder):
+        for step in steps(run):
+            if book or step.name != "book":
+                do_step(run, step.name, parameters)
     return run.folder
 
 
@@ -375,6 +377,12 @@ def run_chapters(
             )
         except papermill.PapermillExecutionError as error:
             raise TomError(f"chapter {chapter}: {error.ename}: {error.evalue}") from None
+        except RuntimeError as error:  # the kernel ended: killed, or out of memory
+            said = str(error) or type(error).__name__
+            raise TomError(
+                f"chapter {chapter}: its kernel has ended ({said}); if memory ran out, free some; "
+                "the same command goes on from here"
+            ) from None
         _hide_as_parameters(half)
         os.replace(half, target)
         out.append(target)
@@ -467,6 +475,8 @@ def ship(folder: Path, to: Path) -> Path:
     import gzip
 
     read_manifest(folder)
+    if to.exists() and not (to / "manifest.json").is_file():
+        raise TomError(f"{to}: there already and no shipped run, which alone is replaced")
     half = to.with_name(to.name + ".part")
     shutil.rmtree(half, ignore_errors=True)
     for kind in ("draws", "readouts"):
@@ -495,30 +505,38 @@ def verify_run(folder: Path) -> pd.DataFrame:
         TomError: The folder has no readable manifest, or the ledger is damaged (file and line).
     """
     from tomlib.collect import player_if_ready
+    from tomlib.finetune import check_base
     from tomlib.ledger import verify
-    from tomlib.profiles import Profile
+    from tomlib.profiles import Profile, override
 
     manifest = read_manifest(folder)
     try:
         values: dict[str, Any] = dict(manifest["profile"])
         plain: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        profile = Profile(**plain)
-    except (KeyError, TypeError, AttributeError) as error:
+        profile = override(Profile(**plain), plain)  # types and sizes as in a file
+    except (KeyError, TypeError, ValueError, AttributeError, TomError) as error:
         raise TomError(f"{folder / 'manifest.json'}: no usable profile ({error})") from None
     run = Run(profile, folder, None)
     problems: list[tuple[str, str]] = []
     shards = verify(folder)
     for shard in shards[shards["problem"].ne("")].itertuples():
         problems.append((str(shard.file), str(shard.problem)))
-    for name, said in manifest.get("models", {}).items():
-        if weights_id(card(name)) != said.get("weights"):
+    models = manifest.get("models")
+    for name, said in models.items() if isinstance(models, dict) else ():
+        if not isinstance(said, dict) or weights_id(card(name)) != said.get("weights"):
             problems.append(("manifest.json", f"weights of {name} differ from its card"))
     for arm in run.arms:
         role = "tuned" if arm == "family" else "published-tuned"
-        if player_if_ready(run, role) is None:
+        tuned = player_if_ready(run, role)
+        if tuned is None or tuned.adapter is None:
             problems.append(
                 ("adapters", f"{arm}: no adapter of the training that the draws lead to")
             )
+            continue
+        try:
+            check_base(tuned.adapter.folder, tuned.card)
+        except TomError as error:
+            problems.append(("adapters", str(error)))
     for w in work(run):
         where = f"{w.role} {w.split} {w.answer}"
         who = player_if_ready(run, w.role)
@@ -558,8 +576,8 @@ def _write_manifest(run: Run, path: Path, stages: Mapping[str, Any]) -> Path:
     before: dict[str, Any] = {}
     if path.is_file():
         try:
-            before = json.loads(path.read_text("utf-8")).get("stages", {})
-        except ValueError:
+            before = dict(read_manifest(run.folder).get("stages", {}))
+        except (TomError, TypeError, ValueError):
             before = {}
     p = run.profile
     names = dict.fromkeys(n for n in (p.teacher, p.student, p.published_teacher) if n)
@@ -589,7 +607,10 @@ def _longer(before: Any, now: dict[str, str]) -> Any:
         start, end = (datetime.fromisoformat(stage[k]) for k in ("start", "end"))
         return (end - start).total_seconds()
 
-    return before if before and seconds(before) > seconds(now) else now
+    try:
+        return before if before and seconds(before) > seconds(now) else now
+    except (KeyError, TypeError, ValueError):  # a damaged manifest
+        return now
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -600,11 +621,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        manifest = json.loads(path.read_text("utf-8"))
     except OSError:
         raise TomError(f"{path}: no manifest; is {folder} the folder of a run?") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TomError(f"{path}: damaged ({error})") from None
+    if not isinstance(manifest, dict):
+        raise TomError(f"{path}: damaged (no JSON object)")
     return manifest
 
 
