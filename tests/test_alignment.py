@@ -75,7 +75,7 @@ def test_compare_puts_counts_and_exact_probabilities_side_by_side():
     side = alignment.compare(both)
     assert list(side.columns) == [
         "split", "context", "game", "teacher", "student", "tuned",
-        "n_teacher", "n_student", "n_tuned",
+        "n_teacher", "n_student", "n_tuned", "unread",
     ]  # fmt: skip
     assert side["teacher"].tolist() == list(TEACHER)
     assert side["tuned"].eq(0.25).all()

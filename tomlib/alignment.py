@@ -77,7 +77,7 @@ def cooperation(draws: pd.DataFrame) -> pd.DataFrame:
 
 
 def rates(table: pd.DataFrame) -> pd.DataFrame:
-    """Add `rate` (share of C among the readable choices) and `draws` (their number) to a table.
+    """Add `rate` (share of C among the readable choices), `draws` (their number) and `unread`.
 
     Args:
         table: Counts (`cooperate, defect`), exact probabilities (`p_cooperate`) or both, one below
@@ -88,8 +88,11 @@ def rates(table: pd.DataFrame) -> pd.DataFrame:
         table.get(name, unknown).astype(float) for name in ("cooperate", "defect", "p_cooperate")
     )
     draws = (cooperate + defect).where(exact.isna(), np.inf)
+    unread = sum(table.get(name, unknown).fillna(0) for name in UNREAD)
     return table.assign(
-        rate=stats.proportion(cooperate.where(exact.isna(), exact), draws), draws=draws
+        rate=stats.proportion(cooperate.where(exact.isna(), exact), draws),
+        draws=draws,
+        unread=pd.Series(unread, index=table.index).astype(int),
     )
 
 
@@ -109,7 +112,8 @@ def compare(
 
     Returns:
         One row a scenario: `split, context, game, teacher, student, tuned` (rates, NaN where no
-        answer was readable) and `n_teacher, n_student, n_tuned` (draws, inf for exact ones).
+        answer was readable), `n_teacher, n_student, n_tuned` (readable draws, inf for exact ones)
+        and `unread`, the number of all three models' answers without a readable choice.
 
     Raises:
         TomError: a model is not in the table, or answers a scenario in more than one row.
@@ -128,11 +132,14 @@ def compare(
                 "choose one answer form"
             )
         parts.append(
-            rows.set_index(SCENARIO)[["rate", "draws"]].set_axis([role, f"n_{role}"], axis=1)
+            rows.set_index(SCENARIO)[["rate", "draws", "unread"]].set_axis(
+                [role, f"n_{role}", f"unread_{role}"], axis=1
+            )
         )
     wide = pd.concat(parts, axis=1).reset_index()
     roles = ["teacher", "student", "tuned"]
-    return wide[[*SCENARIO, *roles, *(f"n_{role}" for role in roles)]]
+    unread = wide[[f"unread_{role}" for role in roles]].sum(axis=1).astype(int)
+    return wide[[*SCENARIO, *roles, *(f"n_{role}" for role in roles)]].assign(unread=unread)
 
 
 def stack(tables: Mapping[str, pd.DataFrame], name: str = "comparison") -> pd.DataFrame:
@@ -238,24 +245,32 @@ def improvement_by(
     """Improvement by `game`, by `context` or over `all` scenarios, as in figures 3 and 4.
 
     Returns:
-        One row a group: the group's name, `scenarios`, how many of them are `flagged`,
-        `exacerbates` and `overcorrects`; `improvement`, the mean of the scenarios' ratios (what the
+        One row a group: the group's name, `scenarios` that have an improvement, how many are
+        `undefined`, `flagged`, `exacerbates` and `overcorrects`, `unread`, the answers without a
+        readable choice; `improvement`, the mean of the scenarios' ratios (what the
         paper shows), with a percentile bootstrap interval `low`, `high` over scenarios; `pooled`,
         the ratio of the mean rates; `distance_based` and `pooled_distance`, the same by distances.
     """
-    table = improvement(comparison).query("verdict != 'undefined'")
+    table = improvement(comparison)
+    table = table.assign(unread=table.get("unread", 0))
     groups = table.assign(all="all") if by == "all" else table
     rows = []
-    for name, group in groups.groupby(by, sort=False):
+    for name, every in groups.groupby(by, sort=False):
+        group = every[every["verdict"] != "undefined"]
         columns = _columns(group)
-        measured = {key: float(f(*columns, axis=-1)) for key, f in MEASURES.items()}
-        interval = stats.bootstrap(
-            MEASURES[PAPER], *columns, resamples=resamples, seed=seed, method="percentile"
-        )
+        measured = dict.fromkeys(MEASURES, float("nan"))
+        interval = stats.Interval(float("nan"), float("nan"), float("nan"), "none")
+        if len(group):
+            measured = {key: float(f(*columns, axis=-1)) for key, f in MEASURES.items()}
+            interval = stats.bootstrap(
+                MEASURES[PAPER], *columns, resamples=resamples, seed=seed, method="percentile"
+            )
         rows.append(
             {
                 by: name,
                 "scenarios": len(group),
+                "undefined": len(every) - len(group),
+                "unread": int(every["unread"].sum()),
                 "flagged": int(group["flagged"].sum()),
                 "exacerbates": int((group["verdict"] == "exacerbates").sum()),
                 "overcorrects": int((group["verdict"] == "overcorrects").sum()),
@@ -267,8 +282,8 @@ def improvement_by(
                 "pooled_distance": measured["pooled distance-based"],
             }
         )
-    names = ["scenarios", "flagged", "exacerbates", "overcorrects", "improvement", "low", "high"]
-    names += ["pooled", "distance_based", "pooled_distance"]
+    names = ["scenarios", "undefined", "unread", "flagged", "exacerbates", "overcorrects"]
+    names += ["improvement", "low", "high", "pooled", "distance_based", "pooled_distance"]
     return pd.DataFrame(rows, columns=[by, *names])
 
 
@@ -585,7 +600,8 @@ def sensitivity(table: pd.DataFrame) -> pd.DataFrame:
         of P(C) over scenarios; `context_share` and `game_share`, the parts of its variance that lie
         between the means of contexts and of games, and `both_share`, what only their combination
         explains (two-way analysis of variance without replication, for a full grid of contexts
-        and games); `noise_share`, the part that sampling alone would cause.
+        and games); `noise_share`, the part that sampling alone would cause; `unread`, the number
+        of answers without a readable choice.
     """
     rows = []
     for key, group in rates(table).groupby(["split", "model", "answer"], sort=False):
@@ -608,5 +624,6 @@ def sensitivity(table: pd.DataFrame) -> pd.DataFrame:
                 "spread": total**0.5,
             }
             | {name: part / total if varies else float("nan") for name, part in shares.items()}
+            | {"unread": int(group["unread"].sum())}
         )
     return pd.DataFrame(rows)

@@ -236,7 +236,7 @@ def improvement_bars(
         for number, (name, table, filled) in enumerate(runs):
             shift = (number - (len(runs) - 1) / 2) * width
             bars = alignment.improvement_by(table, by, resamples=resamples)
-            bars = bars[bars[by].isin(groups)]
+            bars = bars[bars[by].isin(groups)].dropna(subset="improvement")
             bars[["improvement", "low", "high"]] *= 100
             x = _places(bars[by], groups) + shift
             look: dict[str, Any] = {"color": TUNED} if filled else _open(TUNED)
