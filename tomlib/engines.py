@@ -12,7 +12,9 @@ so our own chat model, `SharedPrefixChat`, reads a prompt once whatever the numb
 """
 
 import gc
+import os
 import random
+import re
 import secrets
 from bisect import bisect_left, bisect_right
 from collections import deque
@@ -71,6 +73,8 @@ class Engine:
     """Draws that one call may ask a server for; less once it has given fewer."""
     attempts: int = 8
     """How often a call that failed is made before it is an error."""
+    secret: str = field(default="", repr=False)
+    """The server's key: whatever the server says, it is taken out before anything is recorded."""
 
     def __enter__(self) -> "Engine":
         return self
@@ -264,9 +268,11 @@ def _call(
     result = served(engine, said, n=len(some), seed=request.seeds[some[0]], **options)
     given = result.generations[0][: len(some)]
     used = ((result.llm_output or {}).get("token_usage") or {}).get("completion_tokens") or 0
+    used = used if isinstance(used, int) and used > 0 else 0
     each = min(round(used / len(result.generations[0])), options["max_tokens"])
     seed = request.seeds[some[0]]
-    return [_completion(g, seed, opening, each, options["max_tokens"]) for g in given]
+    most = options["max_tokens"]
+    return [_completion(g, seed, opening, each, most, engine.secret) for g in given]
 
 
 def served(engine: Engine, said: Sequence[Any], **options: Any) -> Any:
@@ -292,7 +298,7 @@ def served(engine: Engine, said: Sequence[Any], **options: Any) -> Any:
     try:
         return again(_generate, engine, list(said), options)
     except Exception as error:
-        raise TomError(f"{engine.name}: no answer: {_short(error)}") from None
+        raise TomError(f"{engine.name}: no answer: {_short(error, engine.secret)}") from None
 
 
 def _generate(engine: Engine, said: list[Any], options: dict[str, Any]) -> Any:
@@ -344,24 +350,39 @@ def _seconds(told: str) -> float | None:
         return None
 
 
-def _completion(generation: Any, seed: int, opening: str, each: int, most: int) -> Completion:
+def _completion(
+    generation: Any, seed: int, opening: str, each: int, most: int, secret: str = ""
+) -> Completion:
     """`each` is a draw's share of the tokens of its call, for servers that do not say more."""
     info = dict(generation.generation_info or {}) | dict(generation.message.response_metadata or {})
-    text = generation.text
+    text = _without(secret, generation.text)
     if opening and text.startswith(opening):  # llama.cpp gives the prefilled opening back
         text = text[len(opening) :]
     finish = "length" if info.get("finish_reason") == "length" else "stop"
     tokens = info.get("new_tokens")
     if tokens is None and isinstance(info.get("logprobs"), dict):
-        tokens = len(info["logprobs"].get("content") or []) or None
+        content = info["logprobs"].get("content")
+        tokens = len(content) if isinstance(content, list) and content else None
     if tokens is None:
         tokens = most if finish == "length" else each
     return Completion(text, finish, tokens, seed)
 
 
-def _short(error: Exception) -> str:
-    line = " ".join(str(error).split())
+def _short(error: Exception, secret: str = "") -> str:
+    line = " ".join(_without(secret, str(error)).split())
     return f"{type(error).__name__}: {line[:300]}"
+
+
+def _without(secret: str, text: str) -> str:
+    return text.replace(secret, "***") if secret else text
+
+
+def _patience(name: str, default: int) -> int:
+    """A whole number above 0 from the environment: seconds until an answer, or attempts."""
+    text = os.environ.get(name, "")
+    if text and not re.fullmatch("[1-9][0-9]{0,5}", text):
+        raise TomError(f"{name} = {text[:40]!r} must be a whole number above 0")
+    return int(text) if text else default
 
 
 # --- llama.cpp and endpoints ----------------------------------------------------------------------
@@ -401,14 +422,17 @@ def _open_llamacpp(card: Card, threads: int | None, parallel: int, context: int)
     )
     holder = [server]
     return Engine(
-        chat, f"llama.cpp (xllamacpp {version('xllamacpp')})", parallel, False, close=holder.clear
+        chat,
+        f"llama.cpp (xllamacpp {version('xllamacpp')})",
+        parallel,
+        False,
+        secret=key,
+        close=holder.clear,
     )
 
 
 def _open_endpoint(card: Card, parallel: int) -> Engine:
     """A server that speaks the OpenAI protocol; its key comes from the environment."""
-    import os
-
     from langchain_openai import ChatOpenAI
 
     key = os.environ.get(card.api_key_env) if card.api_key_env else "none"
@@ -420,11 +444,17 @@ def _open_endpoint(card: Card, parallel: int) -> Engine:
         model=card.model_id or card.name,
         logprobs=True,
         top_logprobs=1,
-        timeout=600,
+        timeout=_patience("TOM_TIMEOUT", 600),
         max_retries=0,  # `served` does that
     )
     return Engine(
-        chat, f"endpoint ({card.model_id or card.name})", parallel, False, prefill=card.prefill
+        chat,
+        f"endpoint ({card.model_id or card.name})",
+        parallel,
+        False,
+        prefill=card.prefill,
+        attempts=_patience("TOM_ATTEMPTS", 8),
+        secret=key if card.api_key_env else "",
     )
 
 

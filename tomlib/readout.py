@@ -128,9 +128,8 @@ def _read(
     with ExitStack() as locks:
         for shard in sorted({shard_name(who, s, answer) for s in scenarios}):
             locks.enter_context(run.ledger.lock("readouts", shard))
-        held = held_readouts(
-            run, who, scenarios, answer
-        )  # another run may have read some meanwhile
+        # Another run may have read some meanwhile.
+        held = held_readouts(run, who, scenarios, answer)
         missing = [s for s in scenarios if s not in held]
         if missing:
             _read_all(run, who, missing, answer, progress)
