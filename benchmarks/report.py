@@ -199,7 +199,7 @@ def _how(table: Data, m: Data) -> list[str]:
         row = rows["choices_vs_pipeline"]
         say.append(
             f"- `choices_vs_pipeline`: {row['size']}, {row['all']} draws in all. The pipeline was timed on "
-            f"{row['timed']} of them in each repetition ({percent(row['timed'] / row['all'])}); the rest is "
+            f"{row['timed']} of them in each repetition ({100 * row['timed'] / row['all']:.2g} %); the rest is "
             "taken to be as fast. Both stop at the model's own end or after 8 tokens; ours once the choice "
             "is decided."
         )
@@ -317,8 +317,8 @@ def _scaling(m: Data) -> list[str]:
     base, each = line_through(curve["draws"])
     last = max(map(int, curve["draws"]))
     say.append(
-        f"**Draws.** Draws that have said the same are one row of the batch, so a choice costs its prompt "
-        f"({figure(base)} s) and nearly nothing more: {last} draws take "
+        "**Draws.** Draws that have said the same are one row of the batch, so what grows with draws is the "
+        f"choosing, not the reading: {last} draws take "
         f"{figure(curve['draws'][str(last)] / curve['draws']['1'])} times as long as one. Answers in words part after "
         "a few tokens; what grows then is one row per answer and token, not the prompt."
     )
