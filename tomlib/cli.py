@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "tom: stopped; all draws made so far are kept, the same command goes on from here",
+            "\ntom: stopped; all draws made so far are kept, the same command goes on from here",
             file=sys.stderr,
         )
         return 130

@@ -764,6 +764,7 @@ def _write(path: Path, data: bytes) -> None:
     Raises:
         TomError: The disk is full or read-only.
     """
+    file = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             file.write(data)
@@ -771,6 +772,8 @@ def _write(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(file.name, path)
     except OSError as error:
+        if file is not None:  # half a file would only fill the disk further
+            Path(file.name).unlink(missing_ok=True)
         raise TomError(
             f"{path}: cannot write ({error.strerror}); free some space and go on"
         ) from None

@@ -179,10 +179,14 @@ def _typed(key: str, value: Any, wanted: Any, where: str) -> Any:
     elif isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
         return value
     kind = "a list of texts" if get_origin(wanted) is tuple else wanted.__name__
-    shown = "a huge number" if isinstance(value, int) and value.bit_length() > 64 else value
-    raise TomError(
-        f"{where}: {key} = {str(shown)[:40]!r} must be {kind}, not {type(value).__name__}"
-    )
+    raise TomError(f"{where}: {key} = {_shown(value)} must be {kind}, not {type(value).__name__}")
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(str(value)[:40])
+    except (ValueError, RecursionError):  # digits or a nesting without end
+        return "a huge value"
 
 
 def _check(profile: Profile) -> None:
@@ -307,7 +311,9 @@ def open_run(chapter: str, namespace: Mapping[str, Any]) -> Run:
     }
     name, replay = given.pop("profile", "quick"), given.pop("replay", True)
     if not isinstance(name, str):
-        raise TomError(f"parameter profile = {name!r} must be str, not {type(name).__name__}")
+        raise TomError(f"parameter profile = {_shown(name)} must be str, not {type(name).__name__}")
     if not isinstance(replay, bool):
-        raise TomError(f"parameter replay = {replay!r} must be bool, not {type(replay).__name__}")
+        raise TomError(
+            f"parameter replay = {_shown(replay)} must be bool, not {type(replay).__name__}"
+        )
     return new_run(load_profile(name, **given), replay=replay, chapter=chapter)

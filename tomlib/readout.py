@@ -227,7 +227,7 @@ def _next_token(engine: Engine, said: Sequence[Any], temperature: float) -> dict
         info |= dict(generation.message.response_metadata or {})
         content = (info.get("logprobs") or {}).get("content") or []
         top = [(str(t["token"]), float(t["logprob"])) for t in content[0]["top_logprobs"]]
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
         top = []
     if not top:
         raise TomError(f"{engine.name}: the server gives no log probabilities; use draws instead")
