@@ -45,6 +45,12 @@ def test_plan_of_the_paper_profile_says_what_it_costs(capsys: pytest.CaptureFixt
         (["scenarios", "--split", "new"], "new_contexts"),
         (["models", "fetch", "smollm-135m"], "did you mean 'smollm2-135m'"),
         (["plan", "--profile", "smoke", "-p", "student", "gpt"], "gpt"),
+        (["new-context", "IR"], "the name is taken"),
+        (["new-context", "2nd"], "name must start with a letter"),
+        (["new-context", "orchestra", "--split", "held_out"], "split 'held_out' is unknown"),
+        (["new-context", "orchestra", "--check"], "context 'orchestra' is unknown"),
+        (["new-game", "late", "--kind", "deadlok"], "did you mean 'deadlock'"),
+        (["new-game", "late", "--kind", "deadlock", "--payoffs", "1", "2", "3", "4"], "T>P>R>S"),
         (["verify", "no/such/run"], "no manifest"),
         (["ship", "no/such/run", "x"], "no manifest"),
     ],
@@ -61,7 +67,10 @@ def test_errors_are_one_line_and_exit_with_2(
 
 @pytest.mark.parametrize(
     "command",
-    ["models", "scenarios", "show", "plan", "run", "reproduce", "book", "ship", "verify"],
+    [
+        *("models", "scenarios", "show", "new-context", "new-game"),
+        *("plan", "run", "reproduce", "book", "ship", "verify"),
+    ],
 )
 def test_every_command_has_help_with_an_example(
     command: str, capsys: pytest.CaptureFixture[str]

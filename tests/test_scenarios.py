@@ -12,8 +12,18 @@ from hypothesis import strategies as st
 
 from tomlib import scenarios as module
 from tomlib.errors import TomError
-from tomlib.games import PublicGoodsGame, TwoPlayerGame
-from tomlib.scenarios import SPLITS, find, load, nearest, root, scenarios
+from tomlib.games import KINDS, PublicGoodsGame, TwoPlayerGame
+from tomlib.scenarios import (
+    SPLITS,
+    context_problems,
+    find,
+    load,
+    nearest,
+    new_context,
+    new_game,
+    root,
+    scenarios,
+)
 
 SHIPPED = Path(__file__).parent.parent / "data" / "scenarios"
 
@@ -301,6 +311,57 @@ def test_an_installed_copy_finds_the_repository_it_runs_in(tmp_path: Path) -> No
 
     assert run(clone / "notebooks") == str(clone)
     assert "run from the repository root" in run(nowhere)
+
+
+# --- templates ------------------------------------------------------------------------------------
+
+
+def test_a_new_context_is_a_template_that_loads_and_says_what_it_lacks(folder: Path) -> None:
+    path = new_context("orchestra", 'The "Two"', folder=folder)
+    assert path == folder / "contexts.toml" and path.read_text("utf-8").startswith("# The social")
+    assert [s.context.title for s in scenarios("new_contexts", "orchestra", folder=folder)] == [
+        "The 'Two'"
+    ] * 4
+    assert "[who you are] is still to be written" in context_problems("orchestra", folder)
+    edit(path, "[who you are]", "the leader of a section of an orchestra")
+    edit(path, "[who the other one is]", "the leader of another section")
+    edit(path, "[two or three things]", "the sound, the esteem of others and your place")
+    (gap,) = context_problems("orchestra", folder)
+    edit(path, gap.removesuffix(" is still to be written"), "You settle who plays the solo.")
+    assert context_problems("orchestra", folder) == []
+    edit(path, "You settle who plays the solo.", "You settle who plays the solo." * 9)
+    (problem,) = context_problems("orchestra", folder)
+    assert "come within 20 %" in problem
+    edit(path, "the solo.", "the solo. Take your time: ")
+    edit(path, "The choice is made only once", "The choice is made once")
+    assert "it never says 'only once'" in context_problems("orchestra", folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_game_of_every_kind_has_its_order_and_the_papers_numbers(
+    kind: str, folder: Path
+) -> None:
+    new_game("mine", kind, folder=folder)
+    game = find("IR/mine", folder=folder).game
+    assert isinstance(game, TwoPlayerGame)
+    assert game.kind == kind and sorted(game.payoffs) == [2, 3, 5, 10]
+
+
+def test_what_does_not_fit_is_not_written(folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for call in (
+        lambda: new_context("IR", folder=folder),
+        lambda: new_context("a b", folder=folder),
+        lambda: new_context("bazaar", split="public_goods", folder=folder),
+        lambda: new_game("snowdrift", "hero", folder=folder),
+        lambda: new_game("late", "deadlock", (1, 2, 3, 4), folder=folder),
+        lambda: new_game("late", "deadlock", (float("nan"), 2, 3, 4), folder=folder),
+    ):
+        with pytest.raises(TomError):
+            call()
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    new_game("late", "deadlock", (3, 2, 10, 5.5), folder=folder)
+    assert find("IR/late", folder=folder).game.payoffs == (3, 2, 10, 5.5)
 
 
 def test_importing_needs_no_heavy_library() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tomlib import __version__
 from tomlib.errors import TomError, printable
+from tomlib.games import KINDS, TwoPlayerGame
 from tomlib.profiles import CHAPTERS, PAGES, Run, load_profile, new_run, profile_names
 from tomlib.prompts import ANSWERS
 from tomlib.scenarios import find, nearest, scenarios
@@ -87,6 +88,40 @@ def _show(a: argparse.Namespace) -> None:
     for message in messages(scenario, a.answer, run.wording):
         print(f"[{message.type}]\n{message.content}\n")
     print(f"prompt {prompt_id(scenario, a.answer, run.wording)}")
+
+
+def _new_context(a: argparse.Namespace) -> int:
+    from tomlib.scenarios import context_problems, new_context
+
+    if not a.check:
+        print(new_context(a.name, a.title, a.split))
+    problems = context_problems(a.name)
+    for problem in problems:
+        print(f"to do: {problem}")
+    if not problems:
+        print(f"{a.name}: says all that a context says, and is as long as the others")
+    elif a.check:
+        raise TomError(
+            f"context {a.name!r}: {len(problems)} things to do; edit it in contexts.toml"
+        )
+    else:
+        print(f"then: tom new-context {a.name} --check")
+    return 0
+
+
+def _new_game(a: argparse.Namespace) -> None:
+    from tomlib.scenarios import new_game
+
+    print(new_game(a.name, a.kind, a.payoffs, a.title))
+    game = next(s.game for s in scenarios() if s.game.name == a.name)
+    if isinstance(game, TwoPlayerGame):
+        pure = ", ".join(f"({mine}, {theirs})" for mine, theirs in game.pure_nash())
+        mixed = game.mixed_nash()
+        print(
+            f"order {game.order}; dominant: {game.dominant() or 'none'}; equilibria: {pure or '-'}"
+        )
+        print(f"mixed equilibrium: {'none' if mixed is None else f'C with {mixed:.3f}'}")
+    print("it is part of the training too: tom plan says what that costs")
 
 
 def _plan(a: argparse.Namespace) -> None:
@@ -235,6 +270,27 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--split")
     sub.add_argument("--answer", default="choice+motivation", help=", ".join(ANSWERS))
     with_profile(sub)
+
+    sub = command(
+        "new-context", _new_context, "add a commented template of a context, and check it",
+        "tom new-context orchestra --title 'Two section leaders'",
+    )  # fmt: skip
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("--title", default="", help="how the book calls it")
+    sub.add_argument("--split", default="new_contexts", help="new_contexts (held out) or in_sample")
+    sub.add_argument("--check", action="store_true", help="only check the context of that name")
+
+    sub = command(
+        "new-game", _new_game, "add a game, its payoffs checked",
+        "tom new-game deadlock --kind deadlock --payoffs 3 2 10 5",
+    )  # fmt: skip
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("--kind", required=True, help=", ".join(KINDS))
+    sub.add_argument(
+        "--payoffs", nargs=4, type=float, metavar=("R", "S", "T", "P"),
+        help="the paper's four numbers, in the order of the kind, unless given",
+    )  # fmt: skip
+    sub.add_argument("--title", default="", help="how the book calls it")
 
     sub = command("plan", _plan, "say what a run would ask and cost", "tom plan --profile paper")
     with_profile(sub)

@@ -205,6 +205,137 @@ def _chosen(what: str, names: str | Sequence[str] | None, known: Sequence[str]) 
     return names
 
 
+# -- contexts and games of one's own --------------------------------------------------------------
+
+_CONTEXT_TEMPLATE = """
+# {comment}
+[[context]]
+name = "{name}"
+title = "{title}"
+split = "{split}" # in_sample trains the student, new_contexts is held out
+# Replace each [...]; keep the order of ideas and the length of the others (within 20 %), and give no
+# hint of what to choose.
+system = \"\"\"
+You are [who you are], and [who the other one is] is your coplayer. [What the meeting is about, \
+and how the two of you stand to each other, in one or two sentences.] In the end each of you, \
+independently of the other, has to adopt one of two strategies, labelled C and D. The outcome \
+is measured in points. Points stand for what matters to you: [two or three things]. The choice \
+is made only once, you cannot talk to your coplayer before choosing, and each of you learns the \
+other's strategy only after both have been adopted.\"\"\"
+"""
+
+_GAME_TEMPLATE = """
+# {comment}
+[[game]]
+name = "{name}"
+title = "{title}"
+kind = "{kind}" # the order that the payoffs must keep: {order}
+# Payoffs to me: R for (C, C), S for (C, D), T for (D, C), P for (D, D), my own choice first.
+R = {R}
+S = {S}
+T = {T}
+P = {P}
+"""
+
+_SAID = ("C and D", "coplayer", "independently", "points", "only once")
+"""What every two-player context says, so that contexts differ in their story alone."""
+
+
+def context_problems(name: str, folder: Path | str | None = None) -> list[str]:
+    """What a context still lacks to stand beside the others; nothing if all is well.
+
+    Raises:
+        TomError: no such context; whatever `load` raises.
+
+    >>> context_problems("IR")
+    []
+    """
+    contexts = {context.name: context for context in load(folder).contexts}
+    if name not in contexts:
+        raise TomError(f"context {name!r} is unknown{nearest(name, contexts)}")
+    context = contexts[name]
+    found = [f"{gap} is still to be written" for gap in re.findall(r"\[[^\]]*\]", context.system)]
+    if context.split != "public_goods":
+        found += [f"it never says {said!r}" for said in _SAID if said not in context.system]
+    others = [len(c.system) for c in contexts.values() if c.name != name]
+    usual, own = sum(others) / max(1, len(others)), len(context.system)
+    if others and not 0.8 * usual <= own <= 1.2 * usual:
+        found.append(f"it has {own} characters, the others {usual:.0f}: come within 20 %")
+    return found
+
+
+def new_context(
+    name: str, title: str = "", split: str = "new_contexts", folder: Path | str | None = None
+) -> Path:
+    """Append a commented context to `contexts.toml`, to be filled in; the file's path.
+
+    Raises:
+        TomError: the name is taken or no name, the split is unknown or `public_goods` (such a context
+            needs a game of its own); the file is as it was then.
+    """
+    comment = "A context of one's own: `tom show NAME/stag_hunt` shows what models will see."
+    text = _CONTEXT_TEMPLATE.format(
+        comment=comment.replace("NAME", name), name=name, title=_title(name, title), split=split
+    )
+    return _append("contexts.toml", text, folder)
+
+
+def new_game(
+    name: str,
+    kind: str,
+    payoffs: Sequence[float] | None = None,
+    title: str = "",
+    folder: Path | str | None = None,
+) -> Path:
+    """Append a game to `games.toml`; the file's path.
+
+    Args:
+        name: What it is called.
+        kind: One of `tomlib.games.KINDS`: the order of its payoffs.
+        payoffs: R, S, T, P; the paper's four numbers in the order of the kind unless given.
+        title: How it is called in the book; the name unless given.
+        folder: Where `games.toml` lies.
+
+    Raises:
+        TomError: the name is taken or no name, the kind is unknown, the payoffs are not in its order;
+            the file is as it was then.
+    """
+    if kind not in KINDS:
+        raise TomError(f"kind {kind!r} is unknown{nearest(kind, KINDS)}")
+    order = KINDS[kind]
+    numbers = dict(zip(order.split(">"), (10, 5, 3, 2), strict=True))
+    if payoffs is not None:
+        numbers = dict(zip("RSTP", payoffs, strict=True))
+    text = _GAME_TEMPLATE.format(
+        comment="A game of one's own, played in every context and split.",
+        name=name, title=_title(name, title), kind=kind, order=order,
+        **{letter: f"{value:g}" for letter, value in numbers.items()},
+    )  # fmt: skip
+    return _append("games.toml", text, folder)
+
+
+def _title(name: str, title: str) -> str:
+    title = title or name.replace("_", " ").capitalize()
+    return title.replace("\\", "").replace('"', "'")
+
+
+def _append(file: str, text: str, folder: Path | str | None) -> Path:
+    """Add an entry to a scenarios file, unless the folder does not load with it."""
+    folder = root() / "data" / "scenarios" if folder is None else Path(folder)
+    path = folder / file
+    load(folder)
+    before = path.read_bytes()
+    try:
+        path.write_bytes(before.rstrip() + b"\n" + text.encode())
+        load(folder)
+    except OSError as error:
+        raise TomError(f"{path}: cannot be written ({error.strerror})") from None
+    except TomError:
+        path.write_bytes(before)
+        raise
+    return path
+
+
 # -- reading and checking the files ---------------------------------------------------------------
 
 _TEXT = "a text"

@@ -13,7 +13,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from chromium import BOOK, DESKTOP, FLAGS, pages
+from chromium import BOOK, DESKTOP, FLAGS, PATIENCE, pages
 from playwright.sync_api import Browser, Page, sync_playwright
 
 
@@ -48,7 +48,7 @@ def browser() -> Iterator[Browser]:
     if binary is None:
         pytest.fail("no Chromium: install it (Debian: apt-get install chromium) or set CHROMIUM")
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=binary, args=FLAGS)
+        opened = playwright.chromium.launch(executable_path=binary, args=FLAGS, timeout=PATIENCE)
         yield opened
         opened.close()
 
@@ -60,6 +60,7 @@ def new_page(browser: Browser) -> Iterator[Callable[..., Page]]:
 
     def make(**options: Any) -> Page:
         contexts.append(browser.new_context(**{"viewport": DESKTOP, **options}))
+        contexts[-1].set_default_timeout(PATIENCE)
         return contexts[-1].new_page()
 
     yield make

@@ -7,7 +7,7 @@ from functools import cache
 from urllib.parse import unquote, urldefrag
 
 import pytest
-from chromium import BOOK, DESKTOP, PHONE, axe, pages, watched
+from chromium import BOOK, DESKTOP, PATIENCE, PHONE, axe, pages, watched
 from playwright.sync_api import Browser, Page
 
 
@@ -32,6 +32,7 @@ def visit(browser: Browser, served: str) -> Callable[[str], Visit]:
     @cache
     def opened(name: str) -> Visit:
         context = browser.new_context(viewport=DESKTOP, reduced_motion="reduce")
+        context.set_default_timeout(PATIENCE)
         page, seen = context.new_page(), Visit()
         seen.problems = watched(page)
         page.goto(f"{served}/{name}", wait_until="load")

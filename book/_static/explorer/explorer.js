@@ -329,6 +329,7 @@
     const width = Math.max(280, Math.min(720, place("choices").clientWidth || 600));
     const chart = (isParty(scenario) ? contributionsChart : sharesChart)(scenario, rows, width);
     const svg = chart.matches("svg") ? chart : chart.querySelector("svg");
+    for (const group of svg.querySelectorAll("g[aria-label]")) group.removeAttribute("aria-label");
     svg.setAttribute("role", "img");
     svg.setAttribute("aria-label", rows.map((row) => inWords(row, scenario)).join(" "));
     place("choices").replaceChildren(
@@ -397,7 +398,7 @@
     if (isParty(scenario)) {
       const half = theory.endowment / 2;
       const given = [0, half, theory.endowment];
-      place("game").replaceChildren(
+      place("payoffs").replaceChildren(
         table(
           "Dollars to you, by what you put in and what each of the others puts in",
           ["you put in", ...given.map((dollars) => `each of the others ${dollars}`)],
@@ -421,7 +422,7 @@
     const dominant = theory.dominant
       ? `${theory.dominant} is better whatever the coplayer does.`
       : "No choice is better whatever the coplayer does.";
-    place("game").replaceChildren(
+    place("payoffs").replaceChildren(
       make("div", { class: "scrolls" }, matrix(scenario)),
       make(
         "p",
