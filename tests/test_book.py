@@ -1,25 +1,31 @@
 """The book holds together: what it shows, what it links to, and what it tells readers to type."""
 
 import ast
+import importlib
 import importlib.util
 import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tomlib import reproduce
 from tomlib.cli import _parser
 from tomlib.errors import TomError
 from tomlib.games import KINDS
 from tomlib.models import cards
-from tomlib.profiles import load_profile, new_run, override, profile_names
+from tomlib.profiles import CHAPTERS, load_profile, new_run, override, profile_names
 from tomlib.reproduce import build_book
 from tomlib.scenarios import find, scenarios
 
@@ -47,6 +53,16 @@ def source(cell: dict[str, Any]) -> str:
 
 def code_cells(path: Path) -> list[dict[str, Any]]:
     return [cell for cell in notebook(path)["cells"] if cell["cell_type"] == "code"]
+
+
+DRAWING = ROOT / "book" / "_static" / "experiment.svg"
+
+
+def extension(name: str) -> Any:
+    """A module of `book/_ext`, which Sphinx imports from there."""
+    if str(ROOT / "book" / "_ext") not in sys.path:
+        sys.path.append(str(ROOT / "book" / "_ext"))
+    return importlib.import_module(name)
 
 
 def toc() -> list[str]:
@@ -96,6 +112,35 @@ def test_a_chapter_was_run_from_top_to_bottom(path: Path) -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
 def test_a_notebook_holds_no_path_of_the_machine(path: Path) -> None:
     assert not re.search(r"(?<![\w.])/(home|root|work|tmp|Users)/", path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_every_figure_has_a_caption_a_name_and_a_finding(path: Path) -> None:
+    for cell in code_cells(path):
+        pictures = [o for o in cell["outputs"] if "image/png" in o.get("data", {})]
+        figure = cell["metadata"].get("mystnb", {}).get("figure", {})
+        assert bool(figure) == bool(pictures) == ("plots.show(" in source(cell)), source(cell)[:80]
+        assert len(pictures) <= 1, "a figure is one picture"
+        if figure:
+            assert figure["caption"].endswith(".") and figure["name"].startswith("fig-")
+
+
+def test_names_of_figures_are_given_once_and_those_referred_to_exist() -> None:
+    names = [
+        cell["metadata"]["mystnb"]["figure"]["name"]
+        for path in NOTEBOOKS
+        for cell in code_cells(path)
+        if "mystnb" in cell["metadata"]
+    ]
+    assert len(names) == len(set(names)) > 20
+    referred = [name for _, text in texts() for name in re.findall(r"\{numref\}`([^`]+)`", text)]
+    assert len(referred) > 4 and set(referred) <= {*names, "fig-experiment"}
+
+
+def test_a_chapter_says_what_it_costs() -> None:
+    for chapter in CHAPTERS:
+        cells = code_cells(ROOT / "notebooks" / f"{chapter}.ipynb")
+        assert "cost_in_words(run)" in source(cells[1]), chapter
 
 
 # --- links ----------------------------------------------------------------------------------------
@@ -260,6 +305,10 @@ def test_errors_in_troubleshooting_are_those_of_the_code() -> None:
 
 def test_the_overview_counts_scenarios_as_they_are() -> None:
     page = (ROOT / "book" / "experiment.md").read_text(encoding="utf-8")
+    overview = extension("overview")
+    assert DRAWING.read_text("utf-8") == overview.svg(new_run(load_profile("quick")))
+    other = overview.svg(new_run(load_profile("smoke", n_teacher=7)))
+    assert "smollm2-135m" in other and ">28 rows" in other  # 4 training scenarios
     drawing = (ROOT / "book" / "_static" / "experiment.svg").read_text(encoding="utf-8")
     for split in ("in_sample", "new_contexts", "scaled_games", "public_goods"):
         those = scenarios(split)
@@ -316,6 +365,18 @@ def test_the_book_builds_without_a_warning(tmp_path: Path) -> None:
             there = (path.parent / link.replace("%20", " ")).resolve()
             assert there.exists(), f"{path.relative_to(tmp_path)}: {link}"
 
+    chapter = (page.parent / "notebooks" / "04-in-sample.html").read_text(encoding="utf-8")
+    made = re.findall(r'<p class="made-by">.*?</p>', chapter, re.DOTALL)
+    assert chapter.count("</figcaption>") == 4 and len(made) > 8
+    anchors = set(re.findall(r'id="(cell-\d+)"', chapter))
+    for links in made:
+        assert set(re.findall(r'href="#([^"]+)"', links)) <= anchors
+        assert "04-in-sample.ipynb" in links and "quick-draws.zip" in links
+    games = (page.parent / "notebooks" / "00-games.html").read_text(encoding="utf-8")
+    assert 'alt="The 4 games lie in 4 quadrants' in games and "Fig. " in games
+    lost = (page.parent / "404.html").read_text(encoding="utf-8")
+    assert all(f'href="{name}.html"' in lost for name in toc())
+
 
 @pytest.mark.slow
 def test_a_link_that_leads_nowhere_is_an_error(
@@ -331,5 +392,65 @@ def test_a_link_that_leads_nowhere_is_an_error(
     monkeypatch.setattr(reproduce, "root", lambda: tmp_path)
     with pytest.raises(TomError, match=r"does not build: .*nowhere"):
         build_book()
-    (tmp_path / "front.md").write_text("# Front\n\n[here](front.md)\n", encoding="utf-8")
+    (tmp_path / "front.md").unlink()
+    shutil.copy2(ROOT / "notebooks" / "00-games.ipynb", tmp_path / "front.ipynb")
+    monkeypatch.setenv("TOM_REPOSITORY", "https://github.com/someone/strategies")
     assert build_book() == tmp_path / "_build" / "html" / "index.html"
+    front = (tmp_path / "_build" / "html" / "front.html").read_text("utf-8")
+    assert (
+        "https://mybinder.org/v2/gh/someone/strategies/main?urlpath=lab/tree/front.ipynb" in front
+    )
+    assert (
+        "https://colab.research.google.com/github/someone/strategies/blob/main/front.ipynb" in front
+    )
+
+
+# --- in the browser of somebody else --------------------------------------------------------------
+
+
+def light() -> set[str]:
+    """The packages of `binder/requirements.txt`, as they are imported from the lock."""
+    text = (ROOT / "binder" / "requirements.txt").read_text("utf-8")
+    return {line for line in text.splitlines() if line and not line.startswith("#")}
+
+
+def test_the_light_environment_is_a_part_of_the_lock_and_holds_all_of_the_core() -> None:
+    locked = (ROOT / "requirements.lock").read_text("utf-8").splitlines()
+    assert light() <= set(locked)
+    names = {line.split("==")[0] for line in light()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted = list(map(Requirement, project["dependencies"]))
+    while wanted:  # what the core needs, and what that needs
+        requirement = wanted.pop()
+        name = canonicalize_name(requirement.name)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        assert name in names, f"{name} is not in binder/requirements.txt"
+        wanted += [Requirement(r) for r in requires(name) or [] if "extra ==" not in r]
+    assert not names & {"torch", "transformers", "peft", "xllamacpp", "jupyter-book"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["07-public-goods", "index"])
+def test_a_replay_needs_the_light_environment_only(name: str) -> None:
+    """Executed with every other package forbidden."""
+    cells = [source(c) for c in code_cells(ROOT / "notebooks" / f"{name}.ipynb")]
+    forbidden = """
+import sys
+from importlib.metadata import packages_distributions
+from packaging.utils import canonicalize_name
+light = set(sys.argv[1].split()) | {"tomlib", "pip", "setuptools"}
+heavy = {m for m, who in packages_distributions().items()
+         if not {canonicalize_name(w) for w in who} & light}
+class Forbid:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in heavy:
+            raise ModuleNotFoundError(f"{name} is not in binder/requirements.txt", name=name)
+sys.meta_path.insert(0, Forbid())
+import matplotlib
+matplotlib.use("agg")
+"""
+    names = " ".join(line.split("==")[0] for line in light())
+    command = [sys.executable, "-c", "\n".join([forbidden, *cells]), names]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-1500:]

@@ -1,5 +1,6 @@
 """The `tom` command as a tired user meets it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tomlib.cli import main
+from tomlib.profiles import open_run
 
 
 def test_show_prints_the_exact_messages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,14 +83,53 @@ def test_every_command_has_help_with_an_example(
     assert f"example: tom {command}" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_mistyped_parameter_of_plain_papermill_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["00-games", "08-published-results", "index", "status"])
+def test_a_mistyped_parameter_of_plain_papermill_is_an_error(name: str, tmp_path: Path) -> None:
     command = [
-        *(sys.executable, "-m", "papermill", "notebooks/08-published-results.ipynb"),
+        *(sys.executable, "-m", "papermill", f"notebooks/{name}.ipynb"),
         *(str(tmp_path / "out.ipynb"), "-p", "profle", "quick"),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode != 0
     assert "unknown parameter 'profle'; did you mean 'profile'?" in done.stderr
+
+
+def shown(notebook: Path) -> str:
+    """All texts that a notebook's cells put out."""
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    return "\n".join(
+        "".join(text)
+        for cell in cells
+        for output in cell.get("outputs", [])
+        for kind, text in output.get("data", {}).items()
+        if kind.startswith("text/")
+    )
+
+
+@pytest.mark.slow
+def test_a_profile_of_the_user_s_reaches_the_chapters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOM_RUNS", str(tmp_path / "runs"))
+    text = Path("profiles/smoke.toml").read_text("utf-8").replace('"smoke"', '"mine"', 1)
+    text = text.replace('"prisoners_dilemma", "stag_hunt"', '"snowdrift"')
+    (tmp_path / "elsewhere.toml").write_text(text, encoding="utf-8")
+    assert main(["run", "00", "--profile", str(tmp_path / "elsewhere.toml")]) == 0
+    said = shown(tmp_path / "runs" / "mine" / "notebooks" / "00-games.ipynb")
+    assert "Snowdrift" in said and "Stag hunt" not in said
+
+
+@pytest.mark.slow
+def test_fresh_leaves_aside_what_comes_with_the_book(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for flags, replayed in (([], True), (["--fresh"], False)):
+        monkeypatch.setenv("TOM_RUNS", str(tmp_path / str(replayed)))
+        assert main(["run", "status", "--profile", "quick", *flags]) == 0
+        said = shown(tmp_path / str(replayed) / "quick" / "notebooks" / "status.ipynb")
+        assert ("No run of the profile `quick` is recorded yet" in said) != replayed
+        run = open_run("status", {"profile": "quick", "replay": replayed})
+        assert bool(len(run.ledger.draws())) == replayed
 
 
 def test_importing_the_package_needs_no_torch() -> None:

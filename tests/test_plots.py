@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.utils.capture import capture_output
 from matplotlib.container import BarContainer, ErrorbarContainer
 
 from tomlib import alignment, contributions, plots, published, stats
@@ -191,3 +192,24 @@ def test_figures_survive_what_small_runs_give():
         contribution=pd.array([pd.NA] * 5, dtype="Int64")
     )
     plots.public_goods(nobody)
+
+
+def test_a_figure_is_shown_with_its_finding_as_its_text():
+    with capture_output() as captured:
+        plots.show(plots.propensity(COUNTS)[0, 0].figure, "**The `teacher`**\n reads the context.")
+    (shown,) = captured.outputs
+    assert shown.data["text/plain"] == "The teacher reads the context."
+    assert shown.data["image/png"].startswith("iVBOR")
+    assert not plt.get_fignums()
+
+
+def test_what_tuning_moved_is_drawn_where_the_scorecards_say():
+    card = alignment.scorecard(COMPARISON, resamples=50).assign(
+        split="in_sample", comparison="paper"
+    )
+    (ax,) = plots.moved(card)
+    drawn = {c.get_label(): c for c in ax.containers if isinstance(c, ErrorbarContainer)}
+    gaps = card.set_index("prediction")["gap"]
+    for name, label in (("tuned", "after tuning"), ("student", "before tuning")):
+        assert drawn[label][0].get_xdata() == pytest.approx([gaps[name]])
+        assert drawn[label].has_xerr

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tomlib.errors import TomError
-from tomlib.profiles import load_profile, open_run, profile_names
+from tomlib.profiles import PAGES, load_profile, open_run, profile_names
 
 
 @pytest.mark.parametrize("name", profile_names())
@@ -53,6 +53,13 @@ def test_parameters_override_and_none_leaves_the_profile_s_value() -> None:
 def test_bad_parameters_are_errors(parameters: dict[str, object], says: str) -> None:
     with pytest.raises(TomError, match=says):
         open_run("04-in-sample", {"profile": "smoke", **parameters})
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_pages_beside_the_chapters_take_parameters_as_chapters_do(page: str) -> None:
+    assert open_run(page, {"profile": "smoke", "n": 3}).profile.n == 3
+    with pytest.raises(TomError, match="unknown parameter 'profle'"):
+        open_run(page, {"profle": "smoke"})
 
 
 def test_an_unknown_chapter_is_an_error() -> None:

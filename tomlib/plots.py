@@ -559,7 +559,7 @@ def moved(table: pd.DataFrame, axes: Iterable[Axes] | None = None) -> Any:
     """
     splits = list(table["split"].unique())
     names = list(table["comparison"].unique())
-    grid = _panels(axes, len(splits), 1, (6.8, (0.62 * len(names) + 0.75) * len(splits)))[:, 0]
+    grid = _panels(axes, len(splits), 1, (5.4, (0.62 * len(names) + 0.75) * len(splits)))[:, 0]
     looks: dict[str, tuple[str, str, float, dict[str, Any]]] = {
         "student": ("before tuning", "s", 0.2, {"color": STUDENT}),
         "tuned": ("after tuning", "o", 0.0, {"color": TUNED}),
@@ -600,6 +600,6 @@ def moved(table: pd.DataFrame, axes: Iterable[Axes] | None = None) -> Any:
     shared = max(ax.get_xlim()[1] for ax in grid)
     for ax in grid:
         ax.set_xlim(0, shared)
-    grid[-1].set_xlabel("mean absolute gap to the teacher's share of C (0: like the teacher)")
+    grid[-1].set_xlabel("mean absolute gap to the teacher (0: like the teacher)")
     grid[0].legend(ncols=3, loc="lower center", bbox_to_anchor=(0.45, 1.15), fontsize=9)
     return grid

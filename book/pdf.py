@@ -1,0 +1,83 @@
+"""Print the whole book into one PDF beside its pages: `python book/pdf.py`, or `make pdf`.
+
+Sphinx puts all pages into one (numbers of figures as in the book), Chromium prints it.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tomlib.errors import TomError
+from tomlib.scenarios import root
+
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--no-pdf-header-footer", "--generate-pdf-document-outline", "--virtual-time-budget=20000",
+)  # fmt: skip
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+TARGET = "tom-book.pdf"
+
+
+def chromium() -> str:
+    """Chromium's command: `CHROMIUM` in the environment, else the first one that is found."""
+    found = next(filter(None, map(shutil.which, [os.environ.get("CHROMIUM", ""), *NAMES])), None)
+    if found is None:
+        raise TomError("no Chromium found: install one (apt-get install chromium) or set CHROMIUM")
+    return found
+
+
+def single_page(pages: Path) -> Path:
+    """Build the book as one page; the path of that page."""
+    book = "from jupyter_book.cli.main import main; main()"
+    command = [
+        *(sys.executable, "-c", book, "build", str(root()), "--path-output", str(pages)),
+        *("--builder", "singlehtml", "--all", "-q"),
+    ]
+    plain = {**os.environ, "NO_COLOR": "1", "TOM_PDF": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=plain)
+    built = sorted(
+        (pages / "_build" / "singlehtml").rglob("*.html"), key=lambda p: p.stat().st_size
+    )
+    if done.returncode or not built:
+        raise TomError(f"the single page does not build: {(done.stdout + done.stderr)[-400:]}")
+    return built[-1].replace(
+        pages / "_build" / "singlehtml" / "print.html"
+    )  # its links start there
+
+
+def prepare(page: Path) -> None:
+    """Open what is folded and drop what only a screen needs."""
+    text = page.read_text("utf-8")
+    text = text.replace("<details ", "<details open ").replace("<details>", "<details open>")
+    text = re.sub(r'data-mode="[^"]*"', 'data-mode="light"', text)
+    page.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """Build, print, say where."""
+    browser = chromium()
+    target = root() / "_build" / "html" / TARGET
+    if not target.parent.is_dir():
+        raise TomError(f"{target.parent}: no book; build it first (make book)")
+    with tempfile.TemporaryDirectory() as folder:
+        page = single_page(Path(folder))
+        prepare(page)
+        half = Path(folder) / TARGET
+        command = [browser, *FLAGS, f"--user-data-dir={folder}/profile", f"--print-to-pdf={half}"]
+        done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True)
+        if done.returncode or not half.is_file():
+            raise TomError(f"{browser} did not print the book: {done.stderr[-400:]}")
+        shutil.move(half, target)
+    print(f"{target} ({target.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except TomError as error:
+        sys.exit(f"pdf: {error}")
