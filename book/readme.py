@@ -52,13 +52,17 @@ def results(run: Run) -> str:
             measure = every.set_index("measure").loc
             ratio, closed = measure["mean of ratios"], measure["pooled distance-based"]
             before = None if split == "in_sample" else training[name]
-            card = alignment.scorecard(table, before, resamples=200, seed=0)
-            gap = card.set_index("prediction")["gap"]
+            card = alignment.scorecard(table, before, resamples=2000, seed=0)
+            gap = card.set_index("prediction")
+            own, constant = (
+                f"{r['gap']:.3f} ({r['low']:.3f} to {r['high']:.3f})"
+                for r in (gap.loc["tuned"], gap.loc[CONSTANT])
+            )
             lines.append(
                 f"| {split} | {name} "
                 f"| {ratio['estimate']:.0%} ({ratio['low']:.0%} to {ratio['high']:.0%}) "
-                f"| {closed['estimate']:.0%} | {gap['tuned']:.3f} "
-                f"| {gap[CONSTANT]:.3f} | `tom run {chapter}` |"
+                f"| {closed['estimate']:.0%} ({closed['low']:.0%} to {closed['high']:.0%}) "
+                f"| {own} | {constant} | `tom run {chapter}` |"
             )
     return "\n".join(lines)
 

@@ -119,8 +119,8 @@ def test_every_figure_has_a_caption_a_name_and_a_finding(path: Path) -> None:
     for cell in code_cells(path):
         pictures = [o for o in cell["outputs"] if "image/png" in o.get("data", {})]
         figure = cell["metadata"].get("mystnb", {}).get("figure", {})
-        assert bool(figure) == bool(pictures) == ("plots.show(" in source(cell)), source(cell)[:80]
-        assert len(pictures) <= 1, "a figure is one picture"
+        assert bool(figure) == ("plots.show(" in source(cell)), source(cell)[:80]
+        assert len(pictures) <= bool(figure), "a figure is one picture, shown by plots.show"
         if figure:
             assert figure["caption"].endswith(".") and figure["name"].startswith("fig-")
 
@@ -220,7 +220,7 @@ def test_a_tom_command_is_one(page: str, words: list[str]) -> None:
     given = vars(_parser().parse_args(words))
     if "profile" in given:
         profile = given["profile"] if given["profile"] in profile_names() else "quick"
-        assert given["profile"] in (profile, "mine")
+        assert given["profile"] in (profile, "mine", "profiles/mine.toml")
         load_profile(profile, **settings(given["p"]))
     if "scenario" in given:
         find(given["scenario"], given["split"])

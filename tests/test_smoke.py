@@ -11,7 +11,7 @@ import pytest
 
 from tomlib.errors import TomError
 from tomlib.models import Card
-from tomlib.profiles import CHAPTERS
+from tomlib.profiles import CHAPTERS, PAGES
 from tomlib.reproduce import read_manifest, ship, verify_run
 
 TOM = [sys.executable, "-m", "tomlib.cli"]
@@ -41,7 +41,7 @@ def test_the_run_is_complete_and_every_chapter_ran(smoke: Path) -> None:
     assert verify_run(smoke).empty
     manifest = read_manifest(smoke)
     assert manifest["label"] == "smoke"
-    for chapter in CHAPTERS:
+    for chapter in (*CHAPTERS, *PAGES):
         notebook = json.loads((smoke / "notebooks" / f"{chapter}.ipynb").read_text("utf-8"))
         outputs = [o for c in notebook["cells"] for o in c.get("outputs", [])]
         assert outputs

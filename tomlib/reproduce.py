@@ -417,16 +417,18 @@ def build_book(notebooks: Path | None = None, out: Path | None = None) -> Path:
         source = built = root()
         if notebooks is not None or out is not None:
             source = built = Path(folder)
+            own = notebooks is not None and (notebooks.parent / "manifest.json").is_file()
             for name in _BOOK:
                 here = root() / name
                 if here.is_dir():
-                    leave_out = shutil.ignore_patterns("runs") if name == "data" else None
+                    # The data behind the figures go with them: the run's own, or what is shipped.
+                    leave_out = shutil.ignore_patterns("runs") if own and name == "data" else None
                     shutil.copytree(here, source / name, ignore=leave_out)
                 elif here.is_file():
                     shutil.copy2(here, source / name)
-        if notebooks is not None and (notebooks.parent / "manifest.json").is_file():
-            named = read_manifest(notebooks.parent)["profile"]["name"]
-            ship(notebooks.parent, source / "data" / "runs" / named)  # what its figures came from
+            if notebooks is not None and own:
+                named = read_manifest(notebooks.parent)["profile"]["name"]
+                ship(notebooks.parent, source / "data" / "runs" / named)
         for chapter in sorted(notebooks.glob("*.ipynb")) if notebooks else []:
             if not chapter.name.endswith(".part.ipynb"):
                 shutil.copy2(chapter, source / "notebooks" / chapter.name)
@@ -479,6 +481,7 @@ def ship(folder: Path, to: Path) -> Path:
         raise TomError(f"{to}: there already and no shipped run, which alone is replaced")
     half = to.with_name(to.name + ".part")
     shutil.rmtree(half, ignore_errors=True)
+    half.mkdir(parents=True)
     for kind in ("draws", "readouts"):
         for shard in sorted((folder / kind).glob("*.jsonl")):
             (half / kind).mkdir(parents=True, exist_ok=True)

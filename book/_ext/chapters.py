@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def run_name(path: Path) -> str:
             for line in "".join(cell["source"]).splitlines():
                 if line.startswith("profile = "):
                     name = line.split("=", 1)[1].split("#")[0].strip().strip("\"'")
+    if name.endswith(".toml") and Path(name).is_file():
+        return str(tomllib.loads(Path(name).read_text("utf-8"))["name"])
     return Path(name).stem
 
 

@@ -24,7 +24,7 @@ _SAID = {
 
 
 def shown_run(app: Any) -> Run | None:
-    """The run that the book's front page was executed with; None where there is no such page."""
+    """The run that the book's front page was executed with; None where there is none to be found."""
     front = Path(app.srcdir, "notebooks", "index.ipynb")
     if not front.is_file():
         return None
@@ -33,7 +33,10 @@ def shown_run(app: Any) -> Run | None:
         values = read_manifest(runs(app)[name].parent)["profile"]
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return new_run(Profile(**plain))
-    return new_run(load_profile(name))
+    try:
+        return new_run(load_profile(name))
+    except TomError:  # a profile of the user's that is not here any more
+        return None
 
 
 def scenarios(run: Run, split: str) -> list[Scenario]:
