@@ -214,7 +214,7 @@ def steps(run: Run, shards: str = "model") -> list[Step]:
     for chapter in (*CHAPTERS, *PAGES):
         if not (root() / "notebooks" / f"{chapter}.ipynb").is_file():
             continue
-        used = [w for w in todo if _reads(run, chapter, w)]
+        used = [w for w in todo if reads(run, chapter, w)]
         after = tuple(d for role in dict.fromkeys(w.role for w in used) for d in draws[role])
         said: list[Any] = [p.name, p.label, *(marks[w] for w in used)]
         if chapter.startswith("03"):
@@ -317,7 +317,7 @@ def _training(run: Run, arm: str) -> Any:
     return [weights_id(card(p.student)), how, weights_id(card(name)), rows]
 
 
-def _reads(run: Run, chapter: str, w: Work) -> bool:
+def reads(run: Run, chapter: str, w: Work) -> bool:
     """Whether a chapter reads this work: most compare choices, each model in its own answer form."""
     form = run.profile.teacher_answer if w.role == "teacher" else run.profile.student_answer
     compared = w.letter_only and w.answer == form and not w.wording

@@ -6,17 +6,7 @@ from typing import Any
 import pandas as pd
 
 from tomlib.profiles import CHAPTERS, Run
-from tomlib.reproduce import read_manifest, work
-from tomlib.scenarios import SPLITS
-
-_SPLITS = {
-    "04": ("in_sample",),
-    "05": ("in_sample", "new_contexts"),
-    "06": ("in_sample", "scaled_games"),
-    "07": ("public_goods",),
-    "in": SPLITS,  # the front page
-}
-"""What each chapter of results plays, by the first two characters of its name."""
+from tomlib.reproduce import read_manifest, reads, work
 
 
 def manifest(run: Run) -> dict[str, Any]:
@@ -45,39 +35,26 @@ def needs(run: Run, chapter: str) -> list[str]:
 
     A chapter with a tuned student needs all that leads to it, the training rows too.
     """
-    p, number = run.profile, chapter[:2]
-    rows = f"teacher in_sample {p.teacher_answer} {p.n_teacher}"
-    trainings = [f"train {role}" for role in ("tuned", "published-tuned")]
-    if number == "01":
-        roles = ("teacher", "student")
-        return [
-            w.name
-            for w in work(run)
-            if w.role in roles
-            and w.split == "in_sample"
-            and w.name != rows
-            and w.answer != "reasoning+choice"
-        ]
-    if number == "02":
-        return [
-            w.name
-            for w in work(run)
-            if w.role == "teacher" and w.split == "in_sample" and w.n and not w.wording
-        ]
-    if number == "03":
-        return [rows, *trainings]
-    if number not in _SPLITS:
-        return []
-    form = {"teacher": p.teacher_answer}
-    played = [
-        w.name
-        for w in work(run)
-        if w.split in _SPLITS[number]
-        and w.answer == form.get(w.role, p.student_answer)
-        and not w.wording
-        and w.name != rows
+    used = [w for w in work(run) if reads(run, chapter, w)]
+    roles = {w.role for w in used}
+    arms = {"tuned": "family", "published-tuned": "published"}
+    trained = [
+        r for r, arm in arms.items() if arm in run.arms and (r in roles or chapter[:2] == "03")
     ]
-    return [rows, *played, *trainings]
+    rows = [w for w in work(run) if not w.letter_only and "tuned" in trained]
+    return list(
+        dict.fromkeys([*(w.name for w in [*rows, *used]), *(f"train {r}" for r in trained)])
+    )
+
+
+def _passed(run: Run, wanted: list[str], seconds: "pd.Series[float]") -> "pd.Series[float]":
+    """What the wanted steps took; where contexts went to jobs of their own, each of these."""
+    contexts = {s.context.name for s in run.scenarios()}
+    kept = []
+    for name in map(str, seconds.index):
+        step, _, context = name.rpartition(" ")
+        kept.append(name in wanted or (step in wanted and context in contexts))
+    return seconds[kept]
 
 
 def duration(seconds: float) -> str:
@@ -112,7 +89,7 @@ def cost_in_words(run: Run) -> str:
             " replayed from the ledger, without any model" if wanted else ", without any model"
         )
         parts.append(f" {duration(own)}{replayed}")
-    done = seconds[seconds.index.isin(wanted)]
+    done = _passed(run, wanted, seconds)
     if len(done):
         longest = ", ".join(
             f"`{name}` {duration(took)}" for name, took in done.nlargest(3).items() if took >= 1
@@ -137,7 +114,7 @@ def chapters(run: Run) -> pd.DataFrame:
         name = f"chapter {chapter}"
         if name not in recorded.index:
             continue
-        before = recorded.loc[recorded.index.isin(needs(run, chapter)), "seconds"].sum()
+        before = _passed(run, needs(run, chapter), recorded["seconds"]).sum()
         own = recorded.loc[name]
         rows.append((chapter, own["started"], own["seconds"], before))
     return pd.DataFrame(rows, columns=["chapter", "executed", "seconds", "seconds_built_on"])
