@@ -420,11 +420,13 @@ def test_the_light_environment_is_a_part_of_the_lock_and_holds_all_of_the_core()
     names = {line.split("==")[0] for line in light()}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     wanted = list(map(Requirement, project["dependencies"]))
+    seen = set[str]()
     while wanted:  # what the core needs, and what that needs
         requirement = wanted.pop()
         name = canonicalize_name(requirement.name)
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+        if name in seen or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
             continue
+        seen.add(name)
         assert name in names, f"{name} is not in binder/requirements.txt"
         wanted += [Requirement(r) for r in requires(name) or [] if "extra ==" not in r]
     assert not names & {"torch", "transformers", "peft", "xllamacpp", "jupyter-book"}
