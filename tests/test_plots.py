@@ -8,7 +8,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from IPython.utils.capture import capture_output
 from matplotlib.container import BarContainer, ErrorbarContainer
 
 from tomlib import alignment, contributions, plots, published, stats
@@ -194,12 +193,12 @@ def test_figures_survive_what_small_runs_give():
     plots.public_goods(nobody)
 
 
-def test_a_figure_is_shown_with_its_finding_as_its_text():
-    with capture_output() as captured:
-        plots.show(plots.propensity(COUNTS)[0, 0].figure, "**The `teacher`**\n reads the context.")
-    (shown,) = captured.outputs
-    assert shown.data["text/plain"] == "The teacher reads the context."
-    assert shown.data["image/png"].startswith("iVBOR")
+def test_a_figure_is_shown_with_its_finding_as_its_text(monkeypatch):
+    shown = {}
+    monkeypatch.setattr("IPython.display.publish_display_data", shown.update)
+    plots.show(plots.propensity(COUNTS)[0, 0].figure, "**The `teacher`**\n reads the context.")
+    assert shown["text/plain"] == "The teacher reads the context."
+    assert shown["image/png"].startswith("iVBOR")
     assert not plt.get_fignums()
 
 
