@@ -5,9 +5,9 @@
 #   snakemake --workflow-profile profiles/slurm --config profile=laptop shards=context
 #
 # `tomlib.reproduce.steps` says which jobs there are, which come before which, and gives each a mark:
-# a digest of all that decides its result. A job is done again when its mark has changed and at no
-# other time; files only order the jobs (`ancient`). Draws are kept in the run's ledger, so that a
-# job that is done again asks for what is missing and no more.
+# a digest of all that decides its result. A finished job leaves an empty file that is named by its
+# mark, so it is done again when its mark has changed and at no other time (a chapter also when its
+# notebook has). Draws are kept in the run's ledger: what is done again asks only for what is missing.
 
 import os
 import shlex
@@ -21,63 +21,71 @@ given = {k: v for k, v in config.items() if k not in ("profile", "shards")}
 run = new_run(load_profile(config.get("profile", "quick"), **given), replay=False)
 graph = {step.name: step for step in steps(run, config.get("shards", "model"))}
 
-FOLDER = os.path.relpath(run.folder)
+DONE = os.path.relpath(run.folder / "done")
 PROFILE = shlex.quote(config.get("profile", "quick"))
 CHANGES = " ".join(f"-p {k} {shlex.quote(str(v))}" for k, v in given.items() if k != "threads")
-DO = f"{sys.executable} -m tomlib.cli reproduce --profile {PROFILE} {CHANGES}"
+DO = f"rm -f {DONE}/{{params.step}}.*; {sys.executable} -m tomlib.cli reproduce --profile {PROFILE} {CHANGES}"
+DO += " --only {params.step}"
+MODEL_THREADS = run.profile.threads or os.cpu_count()
+
+
+wildcard_constraints:
+    mark="[0-9a-f]{16}",
 
 
 def made(name):
-    """The file that says that a step is done."""
-    kind, _, rest = name.partition("/")
-    files = {"chapter": f"notebooks/{rest}.ipynb", "book": "book/index.html"}
-    return f"{FOLDER}/{files.get(kind, 'done/' + name)}"
+    """The file that says that a step is done, as its mark wants it."""
+    return f"{DONE}/{name}.{graph[name].mark}"
 
 
 def after(kind):
-    """What a step waits for."""
-    return lambda w: ancient([made(s) for s in graph["/".join([kind, *w])].after])
+    """What a step waits for; nothing where it is done."""
+
+    def inputs(w):
+        name = f"{kind}/{w.name}"
+        return [] if os.path.exists(made(name)) else [made(s) for s in graph[name].after]
+
+    return inputs
 
 
-def mark(kind):
-    """What decides a step's result."""
-    return lambda w: graph["/".join([kind, *w])].mark
+rule all:
+    input: [made(name) for name in graph]
 
 
-rule book:
-    input:
-        [made(s) for s in graph["book"].after],
-        glob("book/*.md"), "_toc.yml", "_config.yml",
-    output: made("book")
-    params: mark=graph["book"].mark
-    shell: DO + " --only book"
-
-
-rule chapter:
-    input: after("chapter"), notebook="notebooks/{name}.ipynb"
-    output: made("chapter/{name}")
-    params: mark=mark("chapter")
-    shell: DO + " --only chapter/{wildcards.name}"
-
-
-rule adapter:
-    input: after("adapter")
-    output: touch(made("adapter/{arm}"))
-    params: mark=mark("adapter")
-    threads: run.profile.threads or os.cpu_count()
-    shell: DO + " -p threads {threads} --only adapter/{wildcards.arm}"
+rule weights:
+    output: touch(f"{DONE}/weights/{{name}}.{{mark}}")
+    params: step="weights/{name}"
+    threads: MODEL_THREADS
+    shell: DO
 
 
 rule draws:
     input: after("draws")
-    output: touch(made("draws/{part}"))
-    params: mark=mark("draws")
-    threads: run.profile.threads or os.cpu_count()
-    shell: DO + " -p threads {threads} --only draws/{wildcards.part}"
+    output: touch(f"{DONE}/draws/{{name}}.{{mark}}")
+    params: step="draws/{name}"
+    threads: MODEL_THREADS
+    shell: DO + " -p threads {threads}"
 
 
-rule weights:
-    output: touch(made("weights/{card}"))
-    params: mark=mark("weights")
-    threads: run.profile.threads or os.cpu_count()
-    shell: DO + " --only weights/{wildcards.card}"
+rule adapter:
+    input: after("adapter")
+    output: touch(f"{DONE}/adapter/{{name}}.{{mark}}")
+    params: step="adapter/{name}"
+    threads: MODEL_THREADS
+    shell: DO + " -p threads {threads}"
+
+
+rule chapter:
+    input: after("chapter"), "notebooks/{name}.ipynb"
+    output: touch(f"{DONE}/chapter/{{name}}.{{mark}}")
+    params: step="chapter/{name}"
+    shell: DO
+
+
+rule book:
+    input:
+        [made(name) for name in graph["book"].after],
+        glob("book/*.md"), "_toc.yml", "_config.yml",
+    output: touch(made("book"))
+    params: step="book"
+    shell: DO

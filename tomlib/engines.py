@@ -516,7 +516,10 @@ def load_transformers(card: Card, *, quantize: str = "") -> tuple[Any, Any]:
     elif quantize:
         raise TomError(f"quantize = {quantize!r}: only '' and 'nf4' are known")
     if gpu:
-        options["device_map"] = "auto"
+        from accelerate import PartialState
+
+        state = PartialState()  # `accelerate launch`: each process has a GPU of its own
+        options["device_map"] = {"": state.device} if state.num_processes > 1 else "auto"
     options |= {"use_safetensors": True, "attn_implementation": "sdpa"}
     try:
         return (

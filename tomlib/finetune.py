@@ -630,6 +630,7 @@ def _train(
             "steps": len(batches),
             "seconds": round(log[-1]["seconds"], 1),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "processes": accelerator.num_processes,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         state = {k: v.half().contiguous() for k, v in get_peft_model_state_dict(bare).items()}

@@ -208,7 +208,8 @@ def steps(run: Run, shards: str = "model") -> list[Step]:
         for context in dict.fromkeys(contexts) if shards == "context" else [""]:
             name = "/".join(["draws", role, context]).rstrip("/")
             some = [w for w in mine if not context or _at(run, w, context)]
-            mark = _digest(*[(_decides(run, w, context), marks[w]) for w in some])
+            built_on = trained.get(arms.get(role, ""))
+            mark = _digest(built_on, *[_decides(run, w, context) for w in some])
             found.append(Step(name, tuple(before), mark))
             draws[role].append(name)
     for chapter in (*CHAPTERS, *PAGES):
