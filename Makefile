@@ -101,7 +101,7 @@ $(NPM): tests/browser/package-lock.json
 lock:
 	$(PYTHON) -m venv --clear .venv-lock
 	.venv-lock/bin/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-	.venv-lock/bin/python -m pip install -e '.[models,book,test]'
+	.venv-lock/bin/python -m pip install -e '.[models,scale,book,test]'
 	.venv-lock/bin/python .ci/lock.py
 	rm -rf .venv-lock
 
