@@ -1,6 +1,7 @@
 """Write requirements.lock and environment.yml from what is installed in this environment.
 
-Run by `make lock` in a fresh environment that holds the extras [models,scale,book,test] and nothing else.
+Run by `make lock` in a fresh environment that holds the extras [models,scale,book,test] and
+nothing else.
 """
 
 import re
@@ -24,8 +25,8 @@ def lock(lines: list[str]) -> str:
     """The text of requirements.lock."""
     return (
         "# The exact versions that the results and the tests were made with: all that the extras\n"
-        "# [models,scale,book,test] resolve to. Written by `make lock`; tests/test_environment.py holds\n"
-        "# it together with pyproject.toml and environment.yml.\n"
+        "# [models,scale,book,test] resolve to. Written by `make lock`; tests/test_environment.py\n"
+        "# holds it together with pyproject.toml and environment.yml.\n"
         "# Of torch any build of this version will do (see TORCH_INDEX in the Makefile).\n"
         + "".join(f"{line}\n" for line in lines)
     )
