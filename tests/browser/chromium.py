@@ -1,6 +1,7 @@
 """What the browser tests share: where the book is, what a page says, what axe-core finds."""
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ PATIENCE = 300_000
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 812}
 
 
+@cache
 def pages() -> list[str]:
-    """Every page of the book, as a path below its root."""
-    found = sorted(p.relative_to(BOOK).as_posix() for p in BOOK.rglob("*.html"))
-    return [page for page in found if not page.startswith("_static/")]
+    """Every page of the book, as a path below its root; those that only lead on left out."""
+    found = sorted(p for p in BOOK.rglob("*.html") if "_static" not in p.parts)
+    real = [p for p in found if 'http-equiv="Refresh"' not in p.read_text("utf-8")[:500]]
+    return [p.relative_to(BOOK).as_posix() for p in real]
 
 
 def watched(page: Page) -> list[str]:

@@ -101,6 +101,13 @@ def test_every_link_and_anchor_resolves(visit: Callable[[str], Visit], served: s
     assert followed > 1000
 
 
+def test_the_root_leads_to_the_front_page(new_page: Callable[..., Page], served: str) -> None:
+    page = new_page()
+    page.goto(served)
+    page.wait_for_url("**/notebooks/index.html")
+    assert page.locator("h1").count() == 1
+
+
 def test_search_finds_snowdrift(new_page: Callable[..., Page], served: str) -> None:
     page = new_page()
     problems = watched(page)
