@@ -55,7 +55,7 @@ rule all:
 rule weights:
     output: touch(f"{DONE}/weights/{{name}}.{{mark}}")
     params: step="weights/{name}"
-    threads: MODEL_THREADS
+    threads: 1  # converting is one thread's work: two models are made ready side by side
     shell: DO
 
 

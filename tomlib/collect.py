@@ -32,7 +32,7 @@ DRAW_COLUMNS = [
     "text", "motivation", "new_tokens", "prompt", "weights", "temperature", "seed", "engine", "time",
 ]  # fmt: skip
 
-REQUEST = 64
+REQUEST = 128
 """Most draws between two writes to the ledger, so that little is lost when a run is killed."""
 
 

@@ -952,18 +952,19 @@ class SharedPrefixReader:
         longest = max(map(len, ids))
         branches = _Branches([prefix], [0] * len(ids), longest)
         logp = np.zeros(len(ids))
-        first = torch.log_softmax(prefix.logits / temperature, -1)
+        # In double: over a whole vocabulary fp32 sums are off by up to 1e-4.
+        first = torch.log_softmax(prefix.logits.double() / temperature, -1)
         logp += np.array([float(first[i[0]]) for i in ids])
-        ends = torch.zeros(len(ids), device=prefix.logits.device)
+        ends = torch.zeros(len(ids), device=prefix.logits.device, dtype=torch.float64)
         for at in range(longest):
             feed = [i[min(at, len(i) - 1)] for i in ids]
-            follow = torch.softmax(self.step(branches, feed) / temperature, -1)
+            follow = torch.softmax(self.step(branches, feed).double() / temperature, -1)
             for row, option in enumerate(ids):
                 if at == len(option) - 1:
                     ends[row] = follow[row, closing].sum()
                 elif at < len(option) - 1:
                     logp[row] += float(torch.log(follow[row, option[at + 1]]))
-        p = np.exp(logp) * ends.double().cpu().numpy()
+        p = np.exp(logp) * ends.cpu().numpy()
         return p, float(p.sum())
 
     @cached_property

@@ -46,6 +46,7 @@ class Profile:
     student_engine: str
     student_quantization: str
     contexts: tuple[str, ...]
+    sweep_contexts: tuple[str, ...]
     games: tuple[str, ...]
     wording: str
     prompts_from: str
@@ -261,6 +262,24 @@ class Run:
         return scenarios(
             split, list(self.profile.contexts) or None, list(self.profile.games) or None
         )
+
+    def sweep(self) -> list[Scenario]:
+        """The training scenarios on which wordings are compared (chapter 01).
+
+        Raises:
+            TomError: `sweep_contexts` names none of the run's training contexts.
+        """
+        chosen = self.profile.sweep_contexts
+        every = self.scenarios("in_sample")
+        some = [s for s in every if not chosen or s.context.name in chosen]
+        known = dict.fromkeys(s.context.name for s in every)
+        for name in chosen:
+            if name not in known:
+                raise TomError(
+                    f"sweep_contexts: {name!r} is no training context of this run "
+                    f"({', '.join(known)})"
+                )
+        return some
 
     def changed(self, **changes: Any) -> "Run":
         """The same run with other values in its profile; draws are shared through the ledger."""

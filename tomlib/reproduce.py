@@ -285,7 +285,8 @@ def _stage(run: Run, name: str) -> Iterator[None]:
 
 
 def _at(run: Run, what: Work, context: str) -> list[Scenario]:
-    return [s for s in run.scenarios(what.split) if context in ("", s.context.name)]
+    every = run.sweep() if what.wording else run.scenarios(what.split)
+    return [s for s in every if context in ("", s.context.name)]
 
 
 def _decides(run: Run, what: Work, context: str = "") -> Any:
@@ -554,8 +555,9 @@ def verify_run(folder: Path) -> pd.DataFrame:
                 )
         else:
             here = run.changed(wording=w.wording) if w.wording else run
-            held = held_readouts(here, who, here.scenarios(w.split), w.answer)
-            if len(held) < len(here.scenarios(w.split)):
+            asked = run.sweep() if w.wording else run.scenarios(w.split)
+            held = held_readouts(here, who, asked, w.answer)
+            if len(held) < len(asked):
                 problems.append(
                     (where, f"exact readout missing ({w.wording or run.profile.wording})")
                 )

@@ -303,7 +303,7 @@ def new_game(
     if kind not in KINDS:
         raise TomError(f"kind {kind!r} is unknown{nearest(kind, KINDS)}")
     order = KINDS[kind]
-    numbers = dict(zip(order.split(">"), (10, 5, 3, 2), strict=True))
+    numbers: dict[str, float] = dict(zip(order.split(">"), (10.0, 5.0, 3.0, 2.0), strict=True))
     if payoffs is not None:
         numbers = dict(zip("RSTP", payoffs, strict=True))
     text = _GAME_TEMPLATE.format(
