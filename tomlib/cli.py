@@ -132,6 +132,11 @@ def _plan(a: argparse.Namespace) -> None:
     print(table.to_string(index=False))
     print()
     print(costs(run, table).to_string(index=False))
+    if a.measure:
+        from tomlib.costs import estimate, measure
+
+        spent = estimate(run, measure(run), devices=a.devices, price=a.price)
+        print(f"\n{spent.round(2).to_string(index=False)}")
 
 
 def _run(a: argparse.Namespace) -> None:
@@ -293,6 +298,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--title", default="", help="how the book calls it")
 
     sub = command("plan", _plan, "say what a run would ask and cost", "tom plan --profile paper")
+    sub.add_argument(
+        "--measure", action="store_true",
+        help="do one context's share of it, with a clock, and say how long the whole would take",
+    )  # fmt: skip
+    sub.add_argument("--devices", type=int, default=1, help="GPUs that a job holds")
+    sub.add_argument("--price", type=float, default=0.0, help="of a device hour")
     with_profile(sub)
 
     sub = command(

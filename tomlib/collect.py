@@ -139,9 +139,7 @@ def collect(
     if who.published:
         return _published_draws(run, who, scenarios, answer, n)
     short = stops_early(answer, letter_only)
-    wanted = pd.concat([_wanted(run, who, s, answer, n, short) for s in scenarios])
-    wanted = wanted.reset_index(drop=True)
-    held = _held(run, who, wanted)
+    wanted, held = _wanted_and_held(run, who, scenarios, answer, n, short)
     missing = wanted.loc[~wanted["index_key"].isin(held["index_key"])]
     if len(missing):
         _ask_for(run, who, scenarios, answer, short, missing, progress)
@@ -185,16 +183,15 @@ def plan(
         who = player_if_ready(run, role)
     except TomError:
         who = None
-    table = []
-    for s in scenarios:
-        if who is not None and who.published:
-            have = n
-        elif who is None:
-            have = 0
-        else:
-            wanted = _wanted(run, who, s, answer, n, short)
-            have = len(_held(run, who, wanted))
-        table.append((*s.key, role, answer, n, have, n - have, (n - have) * most))
+    have = dict.fromkeys((s.name for s in scenarios), n if who is not None and who.published else 0)
+    if who is not None and not who.published:
+        wanted, held = _wanted_and_held(run, who, scenarios, answer, n, short)
+        here = wanted["index_key"].isin(held["index_key"])
+        have = here.groupby(wanted["scenario"]).sum().astype(int).to_dict()
+    table = [
+        (*s.key, role, answer, n, have[s.name], n - have[s.name], (n - have[s.name]) * most)
+        for s in scenarios
+    ]
     columns = ["split", "context", "game", "model", "answer", "wanted", "in_ledger", "to_ask"]
     return pd.DataFrame(table, columns=[*columns, "most_new_tokens"])
 
@@ -266,6 +263,16 @@ def _wanted(
             "scenario": scenario.name,
         }
     )
+
+
+def _wanted_and_held(
+    run: Run, who: Player, scenarios: Sequence[Scenario], answer: str, n: int, short: bool
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The draws that are wanted, and those among them that the ledger has."""
+    wanted = pd.concat(
+        [_wanted(run, who, s, answer, n, short) for s in scenarios], ignore_index=True
+    )
+    return wanted, _held(run, who, wanted)
 
 
 def _key(where: dict[str, Any]) -> str:
