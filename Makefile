@@ -6,6 +6,8 @@
 #   make test                       lint, types, unit tests, doctests, notebooks, smoke run, book
 #   make bench [BENCH=full]         our speed beside that of other tools, into benchmarks/RESULTS.md
 #   make test-browser               the book in Chromium: links, search, explorer, accessibility (needs npm)
+#   make test-slurm                a smoke run on a Slurm of its own (root; apt: slurm-wlm munge)
+#   make test-vllm                 vLLM's CPU build, in a venv of its own, beside Transformers
 #   make lint                       style and types only
 #   make lock                       requirements.lock and environment.yml anew from pyproject.toml
 #   make clean                      remove .venv and all that is built; runs and weights stay
@@ -26,7 +28,7 @@ READY := $(VENV)/.tomlib-installed
 NPM := tests/browser/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 
-.PHONY: reproduce book pdf test test-browser unit replay bench lint lock clean setup
+.PHONY: reproduce book pdf test test-browser test-slurm test-vllm unit replay bench lint lock clean setup
 .DELETE_ON_ERROR:
 
 reproduce: $(READY)
@@ -54,6 +56,12 @@ replay: $(READY)
 
 test-browser: $(READY) $(NPM) book
 	$(BIN)/python -m pytest tests/browser
+
+test-slurm: $(READY)
+	TOM_TEST_SLURM=1 $(BIN)/python -m pytest tests/test_slurm.py
+
+test-vllm: $(READY) $(PEERS)/vllm/.installed
+	TOM_TEST_VLLM=$(PEERS)/vllm $(BIN)/python -m pytest tests/test_vllm.py
 
 bench: $(READY) $(PEERS)/peers/.installed $(PEERS)/vllm/.installed
 	$(BIN)/python benchmarks/bench.py --mode $(if $(filter full,$(BENCH)),full,short) \

@@ -187,7 +187,8 @@ def plan(
     if who is not None and not who.published:
         wanted, held = _wanted_and_held(run, who, scenarios, answer, n, short)
         here = wanted["index_key"].isin(held["index_key"])
-        have = here.groupby(wanted["scenario"]).sum().astype(int).to_dict()
+        counted = here.groupby(wanted["scenario"]).sum()
+        have = {str(name): int(number) for name, number in counted.items()}
     table = [
         (*s.key, role, answer, n, have[s.name], n - have[s.name], (n - have[s.name]) * most)
         for s in scenarios

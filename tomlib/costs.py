@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -56,7 +57,7 @@ def measure(run: Run) -> pd.DataFrame:
         small = run.changed(contexts=(first,), **changes)
         small = replace(small, folder=Path(folder), shipped=None)
         close_engines()
-        done = set()
+        done: set[tuple[str, str, bool, bool]] = set()
         for w in work(small):
             kind = _kind(w)
             if w.role not in ("teacher", "student") or w.split != "in_sample" or kind in done:
@@ -99,7 +100,7 @@ def estimate(
     Returns:
         Columns `model, part, seconds, device_hours, cost`; the last row is the sum.
     """
-    known = rates.set_index(KIND)
+    known: Any = rates.set_index(KIND)
     rows: list[tuple[str, str, float]] = []
     for role in dict.fromkeys(w.role for w in work(run)):
         mine = [w for w in work(run) if w.role == role]
@@ -121,7 +122,8 @@ def estimate(
         rows.append((role, "answers", spent))
         rows.append((role, "loading", float(known.loc[(teller, "load", False, False), "seconds"])))
     table = pd.DataFrame(rows, columns=["model", "part", "seconds"])
-    table.loc[len(table)] = ["all", "", table["seconds"].sum()]
+    everything = pd.DataFrame([("all", "", table["seconds"].sum())], columns=table.columns)
+    table = pd.concat([table, everything], ignore_index=True)
     table["device_hours"] = table["seconds"] / 3600 * devices
     table["cost"] = table["device_hours"] * price
     return table

@@ -1,0 +1,146 @@
+"""A smoke run on a real Slurm: one node on loopback, two jobs that write draws at the same time.
+
+`make test-slurm` asks for it; then it may not be skipped. Needs root and Debian's slurm-wlm and munge.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tomlib.models import Card
+from tomlib.profiles import load_profile, new_run
+from tomlib.reproduce import read_manifest, verify_run
+from tomlib.scenarios import root
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.weights,
+    pytest.mark.skipif("TOM_TEST_SLURM" not in os.environ, reason="make test-slurm asks for it"),
+]
+
+# No cgroups, no accounting: it has to run in a container. Scheduling once a second, not a minute.
+CONFIGURATION = """
+ClusterName=tom
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmdPort={next_port}
+AuthType=auth/munge
+SlurmUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=1,defer=0
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+ReturnToService=2
+SlurmdParameters=config_overrides
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=8000 State=UNKNOWN
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _munge() -> subprocess.Popen[bytes] | None:
+    """munged as its own user, unless one runs; the daemon, to be ended by us."""
+    if subprocess.run(["munge", "-n"], capture_output=True).returncode == 0:
+        return None
+    for name in ("/run/munge", "/var/log/munge", "/var/lib/munge"):
+        Path(name).mkdir(exist_ok=True)
+        shutil.chown(name, "munge", "munge")
+    Path("/run/munge").chmod(0o755)
+    command = ["/usr/sbin/munged", "--foreground", "--num-threads=2"]
+    daemon = subprocess.Popen(command, user="munge", group="munge", extra_groups=[])
+    for _ in range(50):
+        if subprocess.run(["munge", "-n"], capture_output=True).returncode == 0:
+            return daemon
+        time.sleep(0.2)
+    daemon.kill()
+    raise AssertionError("munged does not answer")
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A cluster of one node; the environment in which its commands find it."""
+    for needed in ("slurmctld", "slurmd", "munged", "sbatch"):
+        path = f"{os.environ['PATH']}:/usr/sbin"
+        assert shutil.which(needed, path=path), f"{needed}: apt-get install slurm-wlm munge"
+    folder = tmp_path_factory.mktemp("slurm")
+    for part in ("state", "spool"):
+        (folder / part).mkdir()
+    configuration = folder / "slurm.conf"
+    values = {"host": socket.gethostname().split(".")[0], "folder": folder}
+    ports = {"port": _free_port(), "next_port": _free_port()}
+    configuration.write_text(CONFIGURATION.format(**values, **ports))
+    environment = os.environ | {"SLURM_CONF": str(configuration)}
+    daemons = [d for d in [_munge()] if d]
+    try:
+        for command in (["/usr/sbin/slurmctld", "-D"], ["/usr/sbin/slurmd", "-D"]):
+            log = (folder / f"{Path(command[0]).name}.out").open("wb")
+            daemons.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        for _ in range(150):
+            state = subprocess.run(
+                ["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True
+            )
+            if state.stdout.strip() == "idle":
+                break
+            assert all(d.poll() is None for d in daemons), _logs(folder)
+            time.sleep(0.2)
+        else:
+            raise AssertionError(f"no idle node: {state.stdout}{state.stderr}{_logs(folder)}")
+        yield environment
+    finally:
+        for daemon in reversed(daemons):
+            daemon.terminate()
+            daemon.wait(30)
+
+
+def _logs(folder: Path) -> str:
+    return "".join(path.read_text()[-2000:] for path in folder.glob("*.log"))
+
+
+def test_a_smoke_run_goes_through_slurm_with_two_jobs_writing_at_once(
+    slurm: dict[str, str], tmp_path: Path, smol: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = slurm | {"TOM_RUNS": str(tmp_path), "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [
+        *(sys.executable, "-m", "snakemake", "--workflow-profile", "profiles/slurm"),
+        *("--jobs", "2", "--default-resources", "mem_mb=3000", "runtime=60"),
+        *("--config", "profile=smoke", "shards=context", "threads=1"),
+        *("--until", "draws", "adapter"),
+    ]
+    done = subprocess.run(command, env=environment, cwd=root(), capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+
+    monkeypatch.setenv("TOM_RUNS", str(tmp_path))
+    run = new_run(load_profile("smoke"), replay=False)
+    assert verify_run(run.folder).empty  # all of the profile's draws, no key twice
+    stages = [
+        (stage["start"], stage["end"], name)
+        for name, stage in read_manifest(run.folder)["stages"].items()
+        if name.startswith(("teacher", "student", "tuned", "published"))
+    ]
+    assert any(
+        first < other_last and other < last and name.split()[-1] != other_name.split()[-1]
+        for first, last, name in stages
+        for other, other_last, other_name in stages
+    ), sorted(stages)  # two contexts, hence two jobs, at the same time
