@@ -55,5 +55,5 @@ def test_what_a_chapter_needs_are_steps_of_the_run(chapter: str, tmp_path: Path)
     steps = {w.name for w in work(run)} | {"train tuned", "train published-tuned"}
     assert set(needs) <= steps and len(needs) == len(set(needs))
     assert bool(needs) == (chapter[:2] != "08")
-    rows = "teacher in_sample choice+motivation 8"
+    rows = f"teacher in_sample choice+motivation {run.profile.n_teacher}"
     assert (rows in needs) == (chapter[:2] not in ("01", "08"))

@@ -10,7 +10,7 @@ from sphinx import addnodes
 
 _NOT_FOUND = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Not found</title><meta name="robots" content="noindex">
+<title>Not found</title><link rel="icon" href="data:,"><meta name="robots" content="noindex">
 <style>
 :root {{ color-scheme: light dark; }}
 body {{ font: 1.05rem/1.55 "DejaVu Sans", Verdana, Arial, sans-serif; max-width: 44rem;
