@@ -43,7 +43,8 @@ def visit(browser: Browser, served: str) -> Callable[[str], Visit]:
         if not name.startswith("_modules/") or name.endswith("/games.html"):
             seen.light = axe(page, resultTypes=["violations"])
             page.emulate_media(color_scheme="dark", reduced_motion="reduce")
-            page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+            # The 404 page has no theme of its own: it follows the system's colours at once.
+            page.wait_for_function("(document.documentElement.dataset.theme ?? 'dark') === 'dark'")
             seen.dark = axe(page, resultTypes=["violations"], runOnly=["color-contrast"])
         page.set_viewport_size(PHONE)
         seen.width = page.evaluate("document.documentElement.scrollWidth")
