@@ -32,7 +32,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 .DELETE_ON_ERROR:
 
 reproduce: $(READY)
-	$(BIN)/tom reproduce --profile $(PROFILE)
+	$(BIN)/snakemake --config profile=$(PROFILE)
 
 book: $(READY)
 	$(BIN)/tom book
