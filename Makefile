@@ -9,7 +9,7 @@
 #   make test-slurm                a smoke run on a Slurm of its own (root; apt: slurm-wlm munge)
 #   make test-vllm                 vLLM's CPU build, in a venv of its own, beside Transformers
 #   make lint                       style and types only
-#   make lock                       requirements.lock and environment.yml anew from pyproject.toml
+#   make lock                       requirements.lock and what goes with it anew from pyproject.toml
 #   make clean                      remove .venv and all that is built; runs and weights stay
 
 PROFILE ?= quick
@@ -24,6 +24,7 @@ PARTS ?=
 PEERS := .venv-bench
 
 BIN := $(VENV)/bin
+TORCH := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$(grep '^torch==' requirements.lock)
 READY := $(VENV)/.tomlib-installed
 NPM := tests/browser/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
@@ -74,18 +75,18 @@ $(READY): $(VENV)/.lock-installed pyproject.toml
 	$(PIP) --no-deps -e .
 	@touch $@
 
-$(VENV)/.lock-installed: requirements.lock
+$(VENV)/.lock-installed: requirements.lock requirements.hashes
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo 'Python >= 3.11 is needed, $(PYTHON) is' "$$($(PYTHON) -V 2>&1);" \
 	    'name another: make PYTHON=python3.12' >&2; exit 1; }
 	@echo 'Installing requirements.lock into $(VENV): once, a few minutes'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$(grep '^torch==' requirements.lock)
-	$(PIP) -r requirements.lock
+	$(PIP) $(TORCH)
+	$(PIP) --no-deps --require-hashes -r requirements.hashes
+	$(PIP) -r requirements.lock  # what another system than Linux needs besides
 	@touch $@
 
 # Environments of the tools that the benchmarks measure beside ours.
-TORCH := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$(grep '^torch==' requirements.lock)
 
 $(PEERS)/peers/.installed: requirements.lock
 	$(PYTHON) -m venv --clear $(@D)

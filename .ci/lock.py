@@ -1,13 +1,16 @@
-"""Write requirements.lock and environment.yml from what is installed in this environment.
+"""Write requirements.lock, requirements.hashes and environment.yml from this environment.
 
 Run by `make lock` in a fresh environment that holds the extras [models,scale,book,test] and
 nothing else.
 """
 
+import json
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import distributions
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 LEFT_OUT = {"pip", "setuptools", "tomlib", "wheel"}
 
@@ -32,6 +35,35 @@ def lock(lines: list[str]) -> str:
     )
 
 
+def files(line: str) -> list[str]:
+    """sha256 of every file that the package index holds of a pinned version."""
+    name, release = line.split("==")
+    kind = {"Accept": "application/vnd.pypi.simple.v1+json"}
+    with urlopen(Request(f"https://pypi.org/simple/{name}/", headers=kind), timeout=60) as reply:
+        listed = json.load(reply)["files"]
+    stem = rf"{re.sub('-', '[-_.]+', name)}-{re.escape(release)}"
+    mine = re.compile(rf"{stem}(-.*\.whl|\.tar\.gz|\.zip)", re.IGNORECASE)
+    found = sorted(f["hashes"]["sha256"] for f in listed if mine.fullmatch(f["filename"]))
+    if not found:
+        raise SystemExit(f"{line}: the index holds no file of it")
+    return found
+
+
+def hashes(lines: list[str]) -> str:
+    """The text of requirements.hashes."""
+    checked = [line for line in lines if not line.startswith("torch==")]
+    with ThreadPoolExecutor(8) as several:
+        found = several.map(files, checked)
+    return (
+        "# requirements.lock with the hashes of its files, which `make` checks as it installs them.\n"
+        "# Not of torch: its builds for GPUs and for none come from more than one place.\n"
+        + "".join(
+            " \\\n    ".join([line, *(f"--hash=sha256:{one}" for one in each)]) + "\n"
+            for line, each in zip(checked, found, strict=True)
+        )
+    )
+
+
 def environment(lines: list[str]) -> str:
     """The text of environment.yml."""
     return (
@@ -50,4 +82,5 @@ def environment(lines: list[str]) -> str:
 
 if __name__ == "__main__":
     Path("requirements.lock").write_text(lock(pins()), encoding="utf-8")
+    Path("requirements.hashes").write_text(hashes(pins()), encoding="utf-8")
     Path("environment.yml").write_text(environment(pins()), encoding="utf-8")

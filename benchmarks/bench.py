@@ -493,6 +493,21 @@ def rate(measured: Sequence[Data], what: str) -> list[float]:
     return [x[what] / x["seconds"] for x in measured]
 
 
+def versus(
+    raw: Data, id: str, part: str, ours: str, peer: str, what: str, **said: Any
+) -> dict[str, Data]:
+    """The row of a part: our rate of something beside the peer's, where both are measured."""
+    a, b = series(raw, f"{part}/{ours}"), series(raw, f"{part}/{peer}")
+    if not a or len(a) != len(b):
+        return {}
+    if what == "scenarios":
+        a, b = ([x | {what: len(x.get("p", x.get("logp")))} for x in side] for side in (a, b))
+        said["size"] = f"{a[0][what]} scenarios"
+    if what == "tokens":
+        said["tokens"] = [[x[what], y[what]] for x, y in zip(a, b, strict=True)]
+    return {id: compared(rate(a, what), rate(b, what), **said)}
+
+
 def agreement(a: Sequence[int], b: Sequence[int]) -> Data:
     """How far two greedy answers are the same."""
     same = 0
@@ -509,55 +524,32 @@ def evaluate(raw: Data, mode: Mode) -> Data:
     short: Data = {}
     checks: Data = {}
     for size, into in (("long", rows), ("short", short)):
-        ours = series(raw, f"sampling/{size}/ours")
+        n, new = (mode.answers, mode.new) if size == "long" else mode.short
+        told = f"{n} answers of up to {new} tokens"
         for id, kind in (("sample_vs_generate", "transformers"), ("sample_vs_vllm", "vllm")):
-            peer = series(raw, f"sampling/{size}/{kind}")
-            if ours and len(peer) == len(ours):
-                n, new = (mode.answers, mode.new) if size == "long" else mode.short
-                into[id] = compared(
-                    rate(ours, "tokens"),
-                    rate(peer, "tokens"),
-                    size=f"{n} answers of up to {new} tokens",
-                    tokens=[[o["tokens"], p["tokens"]] for o, p in zip(ours, peer, strict=True)],
-                )
-        ours, peer = (series(raw, f"readout/{size}/{k}") for k in ("ours", "lm-eval"))
-        if ours and len(peer) == len(ours):
-            read = [len(x["p"]) / x["seconds"] for x in ours]
-            scored = [len(x["logp"]) / x["seconds"] for x in peer]
-            size_text = f"{len(ours[0]['p'])} scenarios"
-            into["readout_vs_lm_eval"] = compared(read, scored, size=size_text)
+            into |= versus(raw, id, f"sampling/{size}", "ours", kind, "tokens", size=told)
+        into |= versus(raw, "readout_vs_lm_eval", f"readout/{size}", "ours", "lm-eval", "scenarios")
     for kind in ("transformers", "vllm"):
         if f"sampling/greedy/{kind}" in raw:
             checks[f"greedy_{kind}"] = agreement(
                 raw["sampling/greedy/ours"]["ids"], raw[f"sampling/greedy/{kind}"]["ids"]
             )
-    ours, peer = (series(raw, f"choices/{k}") for k in ("ours", "pipeline"))
-    if ours and len(peer) == len(ours):
-        rows["choices_vs_pipeline"] = compared(
-            rate(ours, "draws"),
-            rate(peer, "draws"),
-            size=f"{mode.draws} draws of {mode.scenarios} scenarios",
-            timed=peer[0]["draws"],
-            all=mode.draws * mode.scenarios,
-        )
-    ours, peer = (series(raw, f"llamacpp/{k}") for k in ("llamacpp", "llamacpp-server"))
-    if ours and len(peer) == len(ours):
-        rows["llamacpp_overhead"] = compared(
-            rate(ours, "tokens"),
-            rate(peer, "tokens"),
-            size=f"{mode.answers} answers of up to {mode.new} tokens",
-            tokens=[[o["tokens"], p["tokens"]] for o, p in zip(ours, peer, strict=True)],
-        )
-    ours, peer = (series(raw, f"lora/{k}") for k in ("ours", "trl"))
-    if ours and len(peer) == len(ours):
-        rows["lora_vs_trl"] = compared(
-            rate(ours, "rows"),
-            rate(peer, "rows"),
-            size=f"{mode.rows} rows a step",
-            batch=min(
-                (1, 4), key=lambda s: raw.get(f"lora/batch/{s}", {"seconds": 1e9})["seconds"]
-            ),
-        )
+    told = f"{mode.draws} draws of {mode.scenarios} scenarios"
+    rows |= versus(raw, "choices_vs_pipeline", "choices", "ours", "pipeline", "draws", size=told)
+    if "choices_vs_pipeline" in rows:
+        timed = raw["choices/pipeline/0"]["draws"]
+        rows["choices_vs_pipeline"] |= {"timed": timed, "all": mode.draws * mode.scenarios}
+    told = f"{mode.answers} answers of up to {mode.new} tokens"
+    rows |= versus(
+        raw, "llamacpp_overhead", "llamacpp", "llamacpp", "llamacpp-server", "tokens", size=told
+    )
+    rows |= versus(
+        raw, "lora_vs_trl", "lora", "ours", "trl", "rows", size=f"{mode.rows} rows a step"
+    )
+    if "lora_vs_trl" in rows:
+        tried = {s: raw[f"lora/batch/{s}"]["seconds"] for s in (1, 4) if f"lora/batch/{s}" in raw}
+        rows["lora_vs_trl"]["batch"] = min(tried, key=lambda s: tried[s])
+        ours, peer = series(raw, "lora/ours"), series(raw, "lora/trl")
         loss = [[a["loss"], b["loss"]] for a, b in zip(ours, peer, strict=True)]
         checks["loss_trl"] = {
             "losses": loss,

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 CARD = os.environ.get("TOM_BENCH_CARD", "qwen2.5-coder-0.5b")
@@ -464,15 +465,9 @@ def server() -> Any:
     """llama.cpp's server, set up as ours is."""
     import xllamacpp
 
-    params = xllamacpp.CommonParams()
-    params.model.path = folder()["gguf"]
-    params.n_parallel = SLOTS
-    params.kv_unified = True
-    params.n_ctx = SLOTS * CELLS
-    params.port = 0
-    params.verbosity = 0
-    params.warmup = False
-    params.api_keys = ["bench"]
+    from tomlib.engines import llamacpp_parameters
+
+    params = llamacpp_parameters(Path(folder()["gguf"]), SLOTS, CELLS, None, "bench")
     return xllamacpp.Server(params)
 
 

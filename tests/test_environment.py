@@ -47,6 +47,15 @@ def test_the_lock_pins_each_package_once_and_exactly() -> None:
         assert re.fullmatch(r"[a-z0-9-]+==\d[A-Za-z0-9.]*", line), line  # no range, no local tag
 
 
+def test_every_pin_has_hashes_but_torch() -> None:
+    text = (ROOT / "requirements.hashes").read_text(encoding="utf-8").replace("\\\n", "")
+    pinned = [line.split() for line in text.splitlines() if not line.startswith("#")]
+    assert [name for name, *_ in pinned] == [x for x in locked() if not x.startswith("torch==")]
+    for name, *hashes in pinned:
+        assert hashes, name
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", each) for each in hashes), name
+
+
 @pytest.mark.parametrize(
     "wanted", [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]
 )

@@ -388,12 +388,12 @@ def _patience(name: str, default: int) -> int:
 # --- llama.cpp and endpoints ----------------------------------------------------------------------
 
 
-def _open_llamacpp(card: Card, threads: int | None, parallel: int, context: int) -> Engine:
-    """llama.cpp's own OpenAI-compatible server, in this process, on loopback with a random key."""
+def llamacpp_parameters(
+    path: Path, parallel: int, context: int, threads: int | None, key: str
+) -> Any:
+    """How llama.cpp's server is set up: slots with room for their prompt and answer, on any port."""
     import xllamacpp
-    from langchain_openai import ChatOpenAI
 
-    path = fetch(card)
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.n_parallel = parallel
@@ -405,10 +405,19 @@ def _open_llamacpp(card: Card, threads: int | None, parallel: int, context: int)
     params.warmup = False
     if threads:
         params.cpuparams.n_threads = threads
-    key = secrets.token_urlsafe(16)
     params.api_keys = [key]
+    return params
+
+
+def _open_llamacpp(card: Card, threads: int | None, parallel: int, context: int) -> Engine:
+    """llama.cpp's own OpenAI-compatible server, in this process, on loopback with a random key."""
+    import xllamacpp
+    from langchain_openai import ChatOpenAI
+
+    path = fetch(card)
+    key = secrets.token_urlsafe(16)
     try:
-        server = xllamacpp.Server(params)
+        server = xllamacpp.Server(llamacpp_parameters(path, parallel, context, threads, key))
     except Exception as error:
         raise TomError(f"{card.name}: llama.cpp could not load {path}: {_short(error)}") from None
     chat = ChatOpenAI(

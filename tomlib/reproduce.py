@@ -335,13 +335,6 @@ def reads(run: Run, chapter: str, w: Work) -> bool:
     return compared and w.split in splits.get(chapter[:2], [])
 
 
-def _kernels() -> Any:
-    """Kernels are spoken to over sockets of the file system, which no other user can listen to."""
-    from traitlets.config import Config
-
-    return Config({"KernelManager": {"transport": "ipc"}}) if os.name == "posix" else Config()
-
-
 def _digest(*what: Any) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=repr).encode()).hexdigest()[:16]
 
@@ -383,7 +376,6 @@ def run_chapters(
                 kernel_name="python3",
                 progress_bar={"desc": chapter},
                 log_output=False,
-                config=_kernels(),
             )
         except papermill.PapermillExecutionError as error:
             raise TomError(f"chapter {chapter}: {error.ename}: {error.evalue}") from None
