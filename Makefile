@@ -4,6 +4,7 @@
 #   make book                       the shipped book from the committed notebooks, into _build/html
 #   make pdf                        the same, and all of it as a PDF beside it (needs Chromium)
 #   make test                       lint, types, unit tests, doctests, notebooks, smoke run, book
+#   make test-long                  real runs of minutes: use it yourself, costs, several processes
 #   make bench [BENCH=full]         our speed beside that of other tools, into benchmarks/RESULTS.md
 #   make test-browser               the book in Chromium: links, search, explorer, accessibility (needs npm)
 #   make test-slurm                a smoke run on a Slurm of its own (root; apt: slurm-wlm munge)
@@ -29,11 +30,11 @@ READY := $(VENV)/.tomlib-installed
 NPM := tests/browser/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 
-.PHONY: reproduce book pdf test test-browser test-slurm test-vllm unit replay bench lint lock clean setup
+.PHONY: reproduce book pdf test test-long test-browser test-slurm test-vllm unit replay bench lint lock clean setup
 .DELETE_ON_ERROR:
 
 reproduce: $(READY)
-	$(BIN)/snakemake --config profile=$(PROFILE)
+	$(BIN)/snakemake --quiet host reason rules --config profile=$(PROFILE)
 
 book: $(READY)
 	$(BIN)/tom book
@@ -50,7 +51,10 @@ lint: $(READY)
 test: lint unit replay book
 
 unit: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not long'
+
+test-long: $(READY)
+	$(BIN)/python -m pytest tests -m long
 
 replay: $(READY)
 	$(BIN)/python -m pytest --nbval notebooks

@@ -77,6 +77,7 @@ rule adapter:
 
 rule chapter:
     input: after("chapter"), "notebooks/{name}.ipynb"
+    priority: -1  # one core each: side by side when the models are done, not before them
     output: touch(f"{DONE}/chapter/{{name}}.{{mark}}")
     params: step="chapter/{name}"
     shell: DO

@@ -294,7 +294,7 @@ def our_step(prompt: list[int], answers: list[list[int]], group: int) -> Answer:
     out = Timed(loss=0.0, rows=len(answers))
     with out.clock():
         for g in groups:
-            nll = group_nll(model, g, head=head) / mass
+            nll = group_nll(model, [g], head=head) / mass
             nll.backward()
             out["loss"] += float(nll.detach())
         optimizer.step()

@@ -10,7 +10,7 @@ from tomlib.profiles import Run
 from tomlib.reproduce import do_step, read_manifest, steps
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.weights
 def test_the_estimate_is_within_a_factor_of_two_of_a_real_run(
     new_smoke: Callable[..., Run],

@@ -12,7 +12,7 @@ import pytest
 from tomlib import finetune
 from tomlib.collect import collect, training_rows, tuned_adapter
 from tomlib.errors import TomError
-from tomlib.finetune import Group, check_base, group_nll, headless
+from tomlib.finetune import Group, _passes, check_base, group_nll, headless
 from tomlib.models import Card, card
 from tomlib.profiles import Run
 
@@ -37,44 +37,68 @@ def lora(smol: Card) -> Any:
 
 
 @pytest.mark.parametrize("off", [False, True], ids=["own head", "head taken off"])
-@pytest.mark.parametrize("answers", [1, 4, 16])
+@pytest.mark.parametrize(("prompts", "answers"), [(1, 1), (1, 4), (1, 16), (4, 3)])
 def test_loss_and_gradients_equal_the_row_by_row_computation(
-    lora: Any, answers: int, off: bool, monkeypatch: pytest.MonkeyPatch
+    lora: Any, prompts: int, answers: int, off: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
     monkeypatch.setattr(finetune, "HEAD_ROWS", 50)
 
     rng = random.Random(answers)
-    prompt = tuple(rng.randrange(100, 20000) for _ in range(60))
-    tails = tuple(
-        tuple(rng.randrange(100, 20000) for _ in range(rng.randrange(1, 20)))
-        for _ in range(answers)
-    )
-    weights = tuple(float(1 + i % 3) for i in range(answers))
+
+    def words(n: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(100, 20000) for _ in range(n))
+
+    common = words(40)
+    groups = [
+        Group(
+            common + words(rng.randrange(1, 30)),
+            tuple(words(rng.randrange(1, 20)) for _ in range(answers)),
+            tuple(float(1 + i % 3) for i in range(answers)),
+        )
+        for _ in range(prompts)
+    ]
+    assert _passes(groups, lora) == [groups]
     lora.zero_grad()
     layer = lora.get_output_embeddings()
     head = headless(lora) if off else None
     assert (head is not None) == off
-    shared = group_nll(lora, Group(prompt, tails, weights), head=head)
+    shared = group_nll(lora, groups, head=head)
     shared.backward()
     lora.set_output_embeddings(layer)
     grads = {n: p.grad.double() for n, p in lora.named_parameters() if p.grad is not None}
     lora.zero_grad()
     lora.double()  # the reference has no rounding of its own to speak of
     total = 0.0
-    for tail, weight in zip(tails, weights, strict=True):
-        logp = lora(input_ids=torch.tensor([prompt + tail])).logits[0].log_softmax(-1)
-        picked = logp[len(prompt) - 1 : -1].gather(1, torch.tensor(tail)[:, None])
-        loss = -picked.sum() * weight
-        loss.backward()
-        total += loss.item()
+    for group in groups:
+        for tail, weight in zip(group.answers, group.weights, strict=True):
+            logp = lora(input_ids=torch.tensor([group.prompt + tail])).logits[0].log_softmax(-1)
+            picked = logp[len(group.prompt) - 1 : -1].gather(1, torch.tensor(tail)[:, None])
+            loss = -picked.sum() * weight
+            loss.backward()
+            total += loss.item()
     assert shared.item() == pytest.approx(total, rel=1e-5)
     error = sum(((p.grad - grads[n]) ** 2).sum() for n, p in lora.named_parameters() if n in grads)
     size = sum((g**2).sum() for g in grads.values())
     assert float((error / size) ** 0.5) < 1e-5
     lora.zero_grad()
     lora.float()
+
+
+def test_a_pass_holds_what_begins_alike_and_fits(
+    lora: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, other = (tuple(range(at, at + 30)) for at in (0, 0, 500))
+    groups = [
+        Group((*start, tail), ((1, 2),) * 4, (1.0,) * 4)
+        for start, tail in ((one, 7), (other, 7), (two, 8))
+    ]
+    assert _passes(groups, lora) == [[groups[0], groups[2]], [groups[1]]]
+    monkeypatch.setattr(finetune, "free_memory", lambda device: 0)
+    cut = _passes(groups, lora)
+    assert [len(some) for some in cut] == [1] * 12
+    assert sum(g.mass for some in cut for g in some) == sum(g.mass for g in groups)
 
 
 def _rows(run: Run) -> pd.DataFrame:

@@ -155,7 +155,7 @@ def test_a_card_never_holds_a_key(tmp_path: Path) -> None:
         assert "key" in str(stopped.value)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.weights
 def test_keys_reach_nothing_that_a_run_writes(
     endpoint: tuple[Faulty, Engine, Run],  # noqa: F811

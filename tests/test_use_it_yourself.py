@@ -65,7 +65,7 @@ def chapter(desk: Path, run: str, name: str) -> str:
     return (desk / "runs" / run / "notebooks" / f"{name}.ipynb").read_text("utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.weights
 def test_your_own_profile_and_temperature(desk: Path) -> None:
     do(desk, "A profile of your own")
@@ -74,7 +74,7 @@ def test_your_own_profile_and_temperature(desk: Path) -> None:
     assert '"temperature": 1.0' in next((desk / "runs/smoke/draws").glob("*")).read_text("utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.weights
 def test_your_own_context(desk: Path) -> None:
     assert "orchestra/stag_hunt" in do(desk, "Your own context")
@@ -82,7 +82,7 @@ def test_your_own_context(desk: Path) -> None:
     assert list((desk / "runs/smoke/draws").glob("*+*--new_contexts--orchestra.jsonl"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.weights
 def test_your_own_game(desk: Path) -> None:
     do(desk, "Your own game")
@@ -92,7 +92,7 @@ def test_your_own_game(desk: Path) -> None:
     )  # hero, never trained on
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.weights
 def test_your_own_models(desk: Path, smol: Card, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder and a server stand in for the page's, which are on no machine but the reader's."""

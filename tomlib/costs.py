@@ -18,7 +18,7 @@ import pandas as pd
 from tomlib.collect import close_engines, opened, plan, player, training_rows
 from tomlib.finetune import settings, train
 from tomlib.profiles import Run
-from tomlib.reproduce import Work, do, work
+from tomlib.reproduce import Work, asked, do, work
 
 MEASURED_DRAWS = 32
 """Most draws per scenario that are made to measure a rate."""
@@ -67,7 +67,7 @@ def measure(run: Run) -> pd.DataFrame:
                     opened(small, player(small, w.role))
             done.add(kind)
             some = replace(w, n=min(w.n, MEASURED_DRAWS))
-            scenarios = len(small.scenarios(w.split))
+            scenarios = len(asked(small, w))
             with timed(*kind, scenarios, some.n):
                 do(small, some)
         close_engines()
@@ -112,7 +112,7 @@ def estimate(
         spent = 0.0
         for w in mine:
             rate = known.loc[(teller, *_kind(w)[1:])]
-            scenarios = run.scenarios(w.split)
+            scenarios = asked(run, w)
             share = len(scenarios) / float(rate["scenarios"])
             if w.n:
                 left = plan(run, role, scenarios, w.answer, w.n, letter_only=w.letter_only)

@@ -734,7 +734,7 @@ KEPT = 0.15
 """Share of the free memory that prompts may keep once they are read."""
 
 
-def _common(a: list[int], b: list[int]) -> int:
+def common_start(a: list[int], b: list[int]) -> int:
     """How many tokens two prompts share at the start; the last of `b` is always left to read."""
     most = min(len(a), len(b) - 1)
     for i in range(most):
@@ -770,7 +770,7 @@ class SharedPrefixReader:
                 return known
         common, last = 0, None
         for known in self._prefixes:
-            shared = _common(known.tokens, tokens)
+            shared = common_start(known.tokens, tokens)
             if shared > common:
                 common, last = shared, known
         cache = DynamicCache()

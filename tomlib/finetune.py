@@ -1,9 +1,10 @@
 """Fine-tuning the student on the teacher's answers: rows, shared-prefix LoRA, adapters.
 
-Rows of one scenario have the same prompt, and the prompt is most of a row. So a training sequence is
-one prompt followed by several answers, each of which sees the prompt and itself only (a block
-attention mask) and counts its positions from the prompt's end. Loss and gradients are those of the
-rows taken one by one; the prompt's forward and backward pass is paid once instead of once per row.
+Rows of one scenario have the same prompt, and the prompt is most of a row; prompts of one context
+begin alike. So a training sequence is a tree: what the prompts of a context share, then each prompt's
+own part followed by its answers. A prompt sees what is shared and itself, an answer its prompt and
+itself; positions count along a branch. Loss and gradients are those of the rows taken one by one; what
+is shared is paid for once, forward and backward.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tomlib.engines import free_memory, load_transformers, prompt_tokens
+from tomlib.engines import common_start, free_memory, load_transformers, prompt_tokens
 from tomlib.errors import TomError
 from tomlib.ledger import hold
 from tomlib.models import Card, card, weights_id
@@ -149,11 +150,25 @@ class Group:
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """Where prompt and answers stand in the sequence whose forward pass is under way."""
+class _Branch:
+    """Where a prompt's own part and its answers stand in the sequence."""
 
-    prompt: int
+    start: int
+    answers: int
+    """Where the own part ends and the answers begin."""
     lengths: tuple[int, ...]
+
+    @property
+    def stop(self) -> int:
+        return self.answers + sum(self.lengths)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The sequence whose forward pass is under way: what prompts share, then each prompt's own."""
+
+    shared: int
+    branches: tuple[_Branch, ...]
 
 
 _layouts: list[_Layout] = []
@@ -162,40 +177,63 @@ _layouts: list[_Layout] = []
 def _answers_attention(
     module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **_: Any
 ) -> tuple[Any, None]:
-    """The block mask's attention without the mask: no product is made only to be hidden.
+    """The tree's attention without a mask over all of it: no product is made only to be hidden.
 
-    The prompt attends to itself, causally; an answer attends to the prompt and, causally, to itself.
-    Answers are padded to one length, side by side as a batch of their own. query
-    `[1, heads, tokens, d]`, key and value `[1, kv heads, tokens, d]`.
+    What prompts share attends to itself, causally; a prompt's own part to both; an answer to its
+    prompt and, causally, to itself. query `[1, heads, tokens, d]`, key and value
+    `[1, kv heads, tokens, d]`.
     """
     import torch
     import torch.nn.functional as F
 
     layout = _layouts[-1]
-    n, lengths = layout.prompt, layout.lengths
+    n = layout.shared
     group = query.shape[1] // key.shape[1]
     key = key.repeat_interleave(group, 1)
     value = value.repeat_interleave(group, 1)
-    heads, d = query.shape[1], query.shape[3]
-    scale = scaling if scaling is not None else d**-0.5
-    first = F.scaled_dot_product_attention(
-        query[:, :, :n], key[:, :, :n], value[:, :, :n], is_causal=True, scale=scale
-    )
-    # [heads, answers, longest, d]: padded answers.
-    longest = max(lengths)
+    scale = scaling if scaling is not None else query.shape[3] ** -0.5
+
+    def prompt_part(start: int, stop: int, keys: Any, values: Any) -> Any:
+        seen, new = keys.shape[2], stop - start
+        later = None
+        if seen > new:
+            later = torch.ones(new, seen, dtype=torch.bool, device=query.device).tril(seen - new)
+        return F.scaled_dot_product_attention(
+            query[:, :, start:stop], keys, values, later, is_causal=later is None, scale=scale
+        )
+
+    parts = [prompt_part(0, n, key[:, :, :n], value[:, :, :n])] if n else []
+    for branch in layout.branches:
+        own = slice(branch.start, branch.answers)
+        keys = torch.cat([key[:, :, :n], key[:, :, own]], 2)
+        values = torch.cat([value[:, :, :n], value[:, :, own]], 2)
+        parts.append(prompt_part(own.start, own.stop, keys, values))
+        tail = slice(branch.answers, branch.stop)
+        q, k, v = (x[0, :, tail] for x in (query, key, value))
+        parts.append(_answers(q, k, v, keys[0], values[0], branch.lengths, scale)[None])
+    return torch.cat(parts, 2).transpose(1, 2), None
+
+
+def _answers(
+    query: Any, key: Any, value: Any, keys: Any, values: Any, lengths: tuple[int, ...], scale: float
+) -> Any:
+    """Attention of one prompt's answers, padded to one length, side by side as a batch.
+
+    query, key, value `[heads, tokens, d]` of the answers, keys and values `[heads, n, d]` of their
+    prompt.
+    """
+    import torch
+
+    n, longest = keys.shape[1], max(lengths)
     place, keep = _padding(lengths, longest, query.device)
-    q, k, v = (x[0, :, n:][:, place].unflatten(1, (-1, longest)) for x in (query, key, value))
-    rows = q.flatten(1, 2)
-    shared = (rows @ key[0, :, :n].transpose(1, 2)).view(heads, len(lengths), longest, n)
-    own = q @ k.transpose(2, 3)
+    q, k, v = (x[:, place].unflatten(1, (-1, longest)) for x in (query, key, value))
+    shared = (q.flatten(1, 2) @ keys.transpose(1, 2)).unflatten(1, (-1, longest))
     later = torch.ones(longest, longest, dtype=torch.bool, device=q.device).triu(1)
-    own = own.masked_fill(later, -torch.inf)
-    weight = torch.softmax(torch.cat([shared, own], -1) * scale, -1, dtype=torch.float32).to(
-        q.dtype
-    )
-    seen = (weight[..., :n].flatten(1, 2) @ value[0, :, :n]).view(q.shape)
-    out = (seen + weight[..., n:] @ v).flatten(1, 2)[:, keep]
-    return torch.cat([first, out[None]], 2).transpose(1, 2), None
+    own = (q @ k.transpose(2, 3)).masked_fill(later, -torch.inf)
+    weight = torch.softmax(torch.cat([shared, own], -1) * scale, -1, dtype=torch.float32)
+    weight = weight.to(q.dtype)
+    seen = (weight[..., :n].flatten(1, 2) @ values).view(q.shape)
+    return (seen + weight[..., n:] @ v).flatten(1, 2)[:, keep]
 
 
 def _padding(lengths: tuple[int, ...], longest: int, device: Any) -> tuple[Any, Any]:
@@ -216,7 +254,7 @@ def _answering(model: Any, layout: _Layout) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register("tom_answers", _answers_attention)
-    config = model.config
+    config = getattr(model, "module", model).config  # wrapped, where processes train together
     before = config._attn_implementation
     config._attn_implementation = "tom_answers"
     _layouts.append(layout)
@@ -269,12 +307,14 @@ def _linear_nll(hidden: Any, head: Any, targets: Any, back: Any, weights: Any, s
     return LinearNLL.apply(hidden)
 
 
-def group_nll(model: Any, group: Group, temperature: float = 1.0, head: Any = None) -> Any:
+def group_nll(
+    model: Any, groups: Sequence[Group], temperature: float = 1.0, head: Any = None
+) -> Any:
     """Weighted sum of the answers' negative log-likelihoods, in nats, from one forward pass.
 
     Args:
         model: A causal language model (adapter included).
-        group: One prompt and its answers.
+        groups: Prompts and their answers; what the prompts have in common is read once.
         temperature: Divides the logits; 1 is plain SFT.
         head: The frozen output weights `[vocabulary, width]` where `headless` took them off the
             model; the model's own output layer otherwise.
@@ -286,36 +326,42 @@ def group_nll(model: Any, group: Group, temperature: float = 1.0, head: Any = No
 
     first = next(model.parameters())
     device = first.device
-    n = len(group.prompt)
-    lengths = tuple(len(a) for a in group.answers)
-    # The last token of an answer predicts nothing that counts, but keeps the layout plain.
-    ids = torch.tensor([*group.prompt, *(t for a in group.answers for t in a)], device=device)
-    position = torch.arange(group.tokens, device=device)
+    shared = _in_common(groups)
+    ids = list(groups[0].prompt[:shared])
+    place = list(range(shared))
+    branches: list[_Branch] = []
+    targets: list[int] = []
+    weights: list[float] = []
     predictor: list[int] = []
-    start = n
-    for length in lengths:
-        position[start : start + length] = torch.arange(n, n + length, device=device)
-        predictor += [n - 1, *range(start, start + length - 1)]
-        start += length
+    for group in groups:
+        start, n = len(ids), len(group.prompt)
+        answers = start + n - shared
+        ids += group.prompt[shared:]
+        place += range(shared, n)
+        for answer, weight in zip(group.answers, group.weights, strict=True):
+            # The last token of an answer predicts nothing that counts, but keeps the layout plain.
+            predictor += [answers - 1, *range(len(ids), len(ids) + len(answer) - 1)]
+            ids += answer
+            place += range(n, n + len(answer))
+            targets += answer
+            weights += [weight] * len(answer)
+        branches.append(_Branch(start, answers, tuple(map(len, group.answers))))
     used, back = np.unique(predictor, return_inverse=True)
-    with _answering(model, _Layout(n, lengths)):
+    with _answering(model, _Layout(shared, tuple(branches))):
         out = model(
-            input_ids=ids[None],
-            position_ids=position[None],
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=torch.tensor([place], device=device),
             logits_to_keep=torch.as_tensor(used, device=device),
             use_cache=False,
         ).logits[0]
-    weight = torch.tensor(
-        [w for w, k in zip(group.weights, lengths, strict=True) for _ in range(k)],
-        device=device,
-        dtype=torch.float32,
-    )
+    weight = torch.tensor(weights, device=device)
+    target = torch.tensor(targets, device=device)
     where = torch.as_tensor(back, device=device)
     if head is not None:
-        return _linear_nll(out, head, ids[n:], where, weight, temperature)
+        return _linear_nll(out, head, target, where, weight, temperature)
     logits = out.float() / temperature
     # Not log_softmax: its sum over a vocabulary loses digits in fp32.
-    return (weight * (torch.logsumexp(logits, -1)[where] - logits[where, ids[n:]])).sum()
+    return (weight * (torch.logsumexp(logits, -1)[where] - logits[where, target])).sum()
 
 
 def headless(model: Any) -> Any:
@@ -343,21 +389,38 @@ def headless(model: Any) -> Any:
     return None
 
 
-def _fitting(groups: Sequence[Group], model: Any) -> list[Group]:
-    """The groups, cut where one forward and backward pass would not fit into the free memory."""
+def _in_common(groups: Sequence[Group]) -> int:
+    """How many tokens the prompts of several groups share at the start."""
+    first = list(groups[0].prompt)
+    return min((common_start(first, list(g.prompt)) for g in groups[1:]), default=0)
+
+
+def _passes(groups: Sequence[Group], model: Any) -> list[list[Group]]:
+    """The groups of each forward and backward pass: those that share half their prompt, or more.
+
+    A pass is kept to what the free memory holds; a group that alone would not fit is cut.
+    """
     config = model.config
     layers, width = config.num_hidden_layers, config.hidden_size
     # What a layer keeps for its backward pass: a dozen states and four of the inner layer's width.
     each = 4 * layers * (12 * width + 4 * getattr(config, "intermediate_size", 4 * width))
     room = max(1, int(0.5 * free_memory(next(model.parameters()).device) / each))
-    built: list[Group] = []
+    built: list[list[Group]] = []
     for group in groups:
         parts = min(len(group.answers), max(1, math.ceil(group.tokens / room)))
         size = math.ceil(len(group.answers) / parts)
-        built += [
-            Group(group.prompt, group.answers[at : at + size], group.weights[at : at + size])
-            for at in range(0, len(group.answers), size)
-        ]
+        for at in range(0, len(group.answers), size):
+            here = slice(at, at + size)
+            part = Group(group.prompt, group.answers[here], group.weights[here])
+            for some in built:
+                joined = [*some, part]
+                shared = _in_common(joined)
+                tokens = sum(g.tokens for g in joined) - shared * len(some)
+                if 2 * shared >= len(part.prompt) and tokens <= room:
+                    some.append(part)
+                    break
+            else:
+                built.append([part])
     return built
 
 
@@ -373,10 +436,11 @@ def groups_of(
         objective: `sft`: whole answers and the end token. `distill`: the first token only, weights
             normalized to the distribution over answers.
         per_prompt: Most answers in a group.
-        rng: A numpy Generator; None keeps file order.
+        rng: A numpy Generator; None keeps file order. Prompts of one context stay side by side,
+            with one group each, for they are read in one pass.
     """
     where = {prompt_id(s, a, run.wording): (s, a) for s, a in _prompts(run, frame)}
-    built: list[Group] = []
+    rounds: dict[tuple[str, int], list[Group]] = {}
     for prompt, part in frame.groupby("prompt", sort=False):
         scenario, answer = where[str(prompt)]
         head = tuple(prompt_tokens(tokenizer, messages(scenario, answer, run.wording)))
@@ -392,10 +456,13 @@ def groups_of(
                 tails.append((tuple(tail), float(row["weight"])))
         for at in range(0, len(tails), per_prompt):
             some = tails[at : at + per_prompt]
-            built.append(Group(head, tuple(t for t, _ in some), tuple(w for _, w in some)))
+            group = Group(head, tuple(t for t, _ in some), tuple(w for _, w in some))
+            rounds.setdefault((scenario.context.name, at), []).append(group)
+    built = list(rounds.values())
     if rng is not None:
         built = [built[i] for i in rng.permutation(len(built))]
-    return built
+        built = [[part[i] for i in rng.permutation(len(part))] for part in built]
+    return [group for part in built for group in part]
 
 
 def _prompts(run: Run, frame: pd.DataFrame) -> Iterator[tuple[Scenario, str]]:
@@ -474,6 +541,7 @@ def fingerprint(student: Card, how: Settings, frame: pd.DataFrame) -> str:
         "base": weights_id(student),
         "settings": how.__dict__ | {"modules": sorted(how.modules)},
         "rows": frame[ROW_COLUMNS[3:]].to_dict("records"),
+        "order": "by context",
     }
     text = json.dumps(said, sort_keys=True, ensure_ascii=False, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -549,6 +617,7 @@ def _train(
 ) -> Adapter:
     import torch
     from accelerate import Accelerator
+    from accelerate.utils import broadcast
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
     from tqdm.auto import tqdm
 
@@ -616,10 +685,13 @@ def _train(
         log.append(_log_row(step + 1, epoch + 1, loss, value, rate, seconds + now - began))
         bar.update()
         bar.set_postfix(loss=f"{loss:.3f}")
-        if accelerator.is_main_process and now - saved > CHECKPOINT_SECONDS:
-            _checkpoint(part, bare, optimizer, names, step + 1, log)
+        # All processes save together, by the clock of the first.
+        due = torch.tensor(float(now - saved > CHECKPOINT_SECONDS), device=accelerator.device)
+        if broadcast(due):
+            _checkpoint(part, bare, optimizer, names, step + 1, log, accelerator.is_main_process)
             saved = now
     bar.close()
+    state = {k: _whole(v).half() for k, v in get_peft_model_state_dict(bare).items()}
     if accelerator.is_main_process:
         record = {
             "arm": arm,
@@ -636,7 +708,6 @@ def _train(
             "processes": accelerator.num_processes,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        state = {k: v.half().contiguous() for k, v in get_peft_model_state_dict(bare).items()}
         _finish(part, folder, state, config, record, pd.DataFrame(log))
     accelerator.wait_for_everyone()
     return Adapter(folder, mark)
@@ -647,17 +718,17 @@ def _backward(accelerator: Any, model: Any, head: Any, batch: list[Group], how: 
     import torch
 
     world, rank = accelerator.num_processes, accelerator.process_index
-    mine = batch[rank::world]
-    if not mine:  # every process has to take part in the gradient exchange
-        idle = batch[0]
-        mine = [Group(idle.prompt, idle.answers[:1], (0.0,))]
-    mine = _fitting(mine, accelerator.unwrap_model(model))
+    mine = _passes(batch[rank::world], accelerator.unwrap_model(model))
+    if world > 1:  # every process takes part in every exchange of gradients and of a model's parts
+        counts = accelerator.gather(torch.tensor([len(mine)], device=accelerator.device))
+        idle = Group(batch[0].prompt, batch[0].answers[:1], (0.0,))
+        mine += [[idle]] * (int(counts.max()) - len(mine))
     mass = sum(g.mass for g in batch)
     total = torch.zeros((), device=accelerator.device)
-    for at, group in enumerate(mine):
+    for at, groups in enumerate(mine):
         last = at + 1 == len(mine)
         with nullcontext() if last else accelerator.no_sync(model):
-            nll = group_nll(model, group, how.temperature, head) / mass
+            nll = group_nll(model, groups, how.temperature, head) / mass
             accelerator.backward(nll * world)
             total += nll.detach()
     return float(accelerator.reduce(total, "sum"))
@@ -669,7 +740,8 @@ def _mean_nll(model: Any, head: Any, groups: Sequence[Group], how: Settings) -> 
 
     model.eval()
     with torch.inference_mode():
-        total = sum(float(group_nll(model, g, how.temperature, head)) for g in groups)
+        passes = _passes(groups, getattr(model, "module", model))
+        total = sum(float(group_nll(model, some, how.temperature, head)) for some in passes)
     return total / sum(g.mass for g in groups)
 
 
@@ -689,17 +761,39 @@ def _log_row(
 # --- checkpoints: safetensors only, replaced in one step -----------------------------------------
 
 
+def _whole(tensor: Any) -> Any:
+    """A tensor that lies in parts on several processes, put together on each of them."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _like(tensor: Any, parameter: Any) -> Any:
+    """A whole tensor as the parameter lies: on its device, and in parts where that is in parts."""
+    tensor = tensor.to(parameter.device)
+    if not hasattr(parameter, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+
+
 def _checkpoint(
-    part: Path, model: Any, optimizer: Any, names: list[str], step: int, log: list[dict[str, float]]
+    part: Path,
+    model: Any,
+    optimizer: Any,
+    names: list[str],
+    step: int,
+    log: list[dict[str, float]],
+    write: bool = True,
 ) -> None:
     params = dict(model.named_parameters())
-    tensors = {f"param.{n}": params[n].detach() for n in names}
+    tensors = {f"param.{n}": _whole(params[n]) for n in names}
     for n in names:
         for key, value in optimizer.state[params[n]].items():
-            tensors[f"{key}.{n}"] = value.detach().float()
-    _save_tensors(
-        tensors, part / "checkpoint.safetensors", {"step": str(step), "log": json.dumps(log)}
-    )
+            tensors[f"{key}.{n}"] = _whole(value).float()
+    if write:
+        meta = {"step": str(step), "log": json.dumps(log)}
+        _save_tensors(tensors, part / "checkpoint.safetensors", meta)
 
 
 def _resume(
@@ -719,9 +813,11 @@ def _resume(
         params = dict(model.named_parameters())
         with torch.no_grad():
             for n in names:
-                params[n].copy_(tensors[f"param.{n}"])
+                params[n].copy_(_like(tensors[f"param.{n}"], params[n]))
                 optimizer.state[params[n]] = {
-                    key: tensors[f"{key}.{n}"].to("cpu" if key == "step" else params[n].device)
+                    key: tensors[f"{key}.{n}"]
+                    if key == "step"
+                    else _like(tensors[f"{key}.{n}"], params[n])
                     for key in ("step", "exp_avg", "exp_avg_sq")
                 }
         return int(meta["step"]), json.loads(meta["log"])

@@ -34,10 +34,13 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import platformdirs
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -673,7 +676,7 @@ def _convert(card: Card, path: Path, folder: Path, dtype: str, progress: bool) -
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     steps = tqdm(total=3, desc=f"convert {card.name}", disable=not progress)
     try:
-        with steps, _quiet(transformers):
+        with steps, _quiet(transformers), _read_once():
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 path.parent, gguf_file=path.name, trust_remote_code=False
             )
@@ -707,6 +710,32 @@ def _convert(card: Card, path: Path, folder: Path, dtype: str, progress: bool) -
         raise TomError(f"model {card.name!r}: {path} cannot be converted: {line}") from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Let Transformers read a GGUF file's header once, over a plain array.
+
+    It reads the header anew at every step, and gguf slices a memory map for each of its half million
+    words and merges, which takes ten times what slices of an array take.
+    """
+    library: Any = import_module("gguf")
+
+    class Reader(library.GGUFReader):  # type: ignore[misc]
+        @property
+        def data(self) -> Any:
+            return self._plain
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            self._plain = mapped.view(np.ndarray)
+
+    plain = library.GGUFReader
+    library.GGUFReader = lru_cache(Reader)
+    try:
+        yield
+    finally:
+        library.GGUFReader = plain
 
 
 def _state(path: Path) -> list[int]:

@@ -105,7 +105,7 @@ def _scenarios(run: Run, split: str) -> list[Scenario]:
 
 def do(run: Run, what: Work, context: str = "") -> pd.DataFrame:
     """Have one piece of work done, or one context's share; what is in the ledger is not done again."""
-    scenarios = _at(run, what, context)
+    scenarios = asked(run, what, context)
     if what.wording:
         run = run.changed(wording=what.wording)
     if not scenarios:
@@ -125,7 +125,7 @@ def planned(run: Run) -> pd.DataFrame:
     for w in work(run):
         if not w.n:
             continue
-        p = plan(run, w.role, run.scenarios(w.split), w.answer, w.n, letter_only=w.letter_only)
+        p = plan(run, w.role, asked(run, w), w.answer, w.n, letter_only=w.letter_only)
         sums = p[["wanted", "in_ledger", "to_ask", "most_new_tokens"]].sum()
         rows.append({"model": w.role, "split": w.split, "answer": w.answer, **sums})
     return pd.DataFrame(rows)
@@ -204,10 +204,10 @@ def steps(run: Run, shards: str = "model") -> list[Step]:
             found.append(Step(f"adapter/{arms[role]}", after, trained[arms[role]]))
         draws[role] = []
         mine = [w for w in todo if w.role == role]
-        contexts = [s.context.name for w in mine for s in run.scenarios(w.split)]
+        contexts = [s.context.name for w in mine for s in asked(run, w)]
         for context in dict.fromkeys(contexts) if shards == "context" else [""]:
             name = "/".join(["draws", role, context]).rstrip("/")
-            some = [w for w in mine if not context or _at(run, w, context)]
+            some = [w for w in mine if not context or asked(run, w, context)]
             built_on = trained.get(arms.get(role, ""))
             mark = _digest(built_on, *[_decides(run, w, context) for w in some])
             found.append(Step(name, tuple(before), mark))
@@ -284,8 +284,13 @@ def _stage(run: Run, name: str) -> Iterator[None]:
     print(f"[{time.monotonic() - begin:6.1f} s] {name}", flush=True)
 
 
-def _at(run: Run, what: Work, context: str) -> list[Scenario]:
-    every = run.sweep() if what.wording else run.scenarios(what.split)
+def asked(run: Run, what: Work, context: str = "") -> list[Scenario]:
+    """The scenarios of a piece of work, or those of one context.
+
+    Other wordings, and reasons first as a robustness check, are asked in the sweep's contexts only.
+    """
+    aside = what.wording or "reasoning+choice" == what.answer != run.profile.teacher_answer
+    every = run.sweep() if aside else run.scenarios(what.split)
     return [s for s in every if context in ("", s.context.name)]
 
 
@@ -299,7 +304,7 @@ def _decides(run: Run, what: Work, context: str = "") -> Any:
     return [
         weights_id(card(p.teacher if teacher else p.student)),
         engine,
-        [prompt_id(s, what.answer, at.wording) for s in _at(run, what, context)],
+        [prompt_id(s, what.answer, at.wording) for s in asked(run, what, context)],
         [what.role, what.answer, what.n, what.letter_only, p.temperature],
         [p.top_p, p.repetition_penalty, p.tokens("choice" if short else what.answer), p.seed]
         if what.n
@@ -314,8 +319,8 @@ def _training(run: Run, arm: str) -> Any:
     rows: Any = [prompt_id(s, "choice", run.wording) for s in run.scenarios("in_sample")]
     name = p.published_teacher if arm == "published" else p.teacher
     if arm == "family" and card(name).kind != "published":
-        asked = Work("teacher", "in_sample", p.teacher_answer, p.n_teacher, letter_only=False)
-        rows = [_decides(run, asked), p.held_out]
+        drawn = Work("teacher", "in_sample", p.teacher_answer, p.n_teacher, letter_only=False)
+        rows = [_decides(run, drawn), p.held_out]
     return [weights_id(card(p.student)), how, weights_id(card(name)), rows]
 
 
@@ -548,16 +553,16 @@ def verify_run(folder: Path) -> pd.DataFrame:
         if who is None:
             continue
         if w.n:
-            p = plan(run, w.role, run.scenarios(w.split), w.answer, w.n, letter_only=w.letter_only)
+            p = plan(run, w.role, asked(run, w), w.answer, w.n, letter_only=w.letter_only)
             if p["to_ask"].sum():
                 problems.append(
                     (where, f"{p['to_ask'].sum()} of {p['wanted'].sum()} draws missing")
                 )
         else:
             here = run.changed(wording=w.wording) if w.wording else run
-            asked = run.sweep() if w.wording else run.scenarios(w.split)
-            held = held_readouts(here, who, asked, w.answer)
-            if len(held) < len(asked):
+            wanted = asked(run, w)
+            held = held_readouts(here, who, wanted, w.answer)
+            if len(held) < len(wanted):
                 problems.append(
                     (where, f"exact readout missing ({w.wording or run.profile.wording})")
                 )

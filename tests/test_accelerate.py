@@ -1,0 +1,129 @@
+"""LoRA training on two processes: the same training as on one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tomlib.models import Card
+from tomlib.scenarios import root
+
+CHANGES = {
+    "contexts": "IR,friendsharing",
+    "published_epochs": "2",
+    "max_steps": "3",
+    "threads": "1",
+}
+# `accelerate launch` starts processes on GPUs, or on processors through MPI; without either this is
+# what it comes down to.
+TOGETHER = [*("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")]
+PLAIN = "import sys; from tomlib.cli import main; sys.exit(main(sys.argv[1:]))"
+# Accelerate shards models over GPUs only. These are torch's own calls behind it, on processors; the
+# training is killed once, on both processes, when it has saved its second step.
+SHARDED = """
+import os, sys
+from contextlib import contextmanager
+import torch
+from accelerate import Accelerator
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from tomlib import cli, finetune
+
+def prepare(self, model, optimizer):
+    mesh = init_device_mesh("cpu", (self.num_processes,))
+    for layer in model.base_model.model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    lora = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.to_local().numel() < p.numel() for p in lora)
+    return model, torch.optim.AdamW(lora, weight_decay=0.0)
+
+@contextmanager
+def no_sync(self, model):
+    model.set_requires_gradient_sync(False)
+    yield
+    model.set_requires_gradient_sync(True)
+
+Accelerator.prepare, Accelerator.no_sync = prepare, no_sync
+finetune.CHECKPOINT_SECONDS = 0.0
+save = finetune._checkpoint
+
+def checkpoint(part, model, optimizer, names, step, log, write=True):
+    save(part, model, optimizer, names, step, log, write)
+    if step == 2 and not os.environ.get("AGAIN"):
+        torch.distributed.barrier()
+        os._exit(9)
+
+finetune._checkpoint = checkpoint
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, smol: Card) -> pd.DataFrame:
+    """The training log of one process. The published arm's rows need no draws."""
+    folder = tmp_path_factory.mktemp("alone")
+    return trained(folder, [], PLAIN, processes=1)
+
+
+def trained(folder: Path, launched: list[str], code: str, processes: int) -> pd.DataFrame:
+    done = training(folder, launched, code)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (adapter,) = (folder / "smoke" / "adapters").glob("published-*")
+    assert json.loads((adapter / "training.json").read_text())["processes"] == processes
+    return pd.read_csv(adapter / "log.csv")
+
+
+def training(
+    folder: Path, launched: list[str], code: str, **more: str
+) -> subprocess.CompletedProcess[str]:
+    script = folder / "training.py"
+    script.write_text(code, encoding="utf-8")
+    environment = os.environ | {"TOM_RUNS": str(folder), "OMP_NUM_THREADS": "1"} | more
+    environment |= {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root())}
+    changes = [word for pair in CHANGES.items() for word in ("-p", *pair)]
+    command = [sys.executable, *launched, str(script), "reproduce", "--profile", "smoke"]
+    return subprocess.run(
+        [*command, *changes, "--only", "adapter/published"],
+        env=environment, cwd=root(), capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.weights
+def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path, alone: pd.DataFrame) -> None:
+    """Batches of four scenarios, two on each process, which holds the whole model."""
+    two = trained(tmp_path, TOGETHER, PLAIN, processes=2)
+    assert len(alone) == 3 and alone["loss"].nunique() == 3
+    np.testing.assert_allclose(two["loss"], alone["loss"], rtol=1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.weights
+def test_a_model_in_parts_trains_alike_and_goes_on_from_its_checkpoint(
+    tmp_path: Path, alone: pd.DataFrame
+) -> None:
+    killed = training(tmp_path, TOGETHER, SHARDED)
+    assert killed.returncode != 0
+    (saved,) = tmp_path.rglob("checkpoint.safetensors")
+    whole = saved.stat().st_size
+    done = training(tmp_path, TOGETHER, SHARDED, AGAIN="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    (adapter,) = (tmp_path / "smoke" / "adapters").glob("published-*")
+    np.testing.assert_allclose(pd.read_csv(adapter / "log.csv")["loss"], alone["loss"], rtol=1e-4)
+    # Weights in fp16, beside their values and two moments of them in fp32: all of them whole.
+    assert (adapter / "adapter_model.safetensors").stat().st_size > whole / 7
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_accelerate_reads_the_configurations(name: str) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    read = load_config_from_file(str(root() / "profiles" / "accelerate" / f"{name}.yaml"))
+    assert read.distributed_type == {"ddp": "MULTI_GPU", "fsdp": "FSDP"}[name]
+    assert bool(read.fsdp_config) == (name == "fsdp")
