@@ -6,7 +6,8 @@
 #   make test                       lint, types, unit tests, doctests, notebooks, smoke run, book
 #   make test-long                  real runs of minutes: use it yourself, costs, several processes
 #   make bench [BENCH=full]         our speed beside that of other tools, into benchmarks/RESULTS.md
-#   make test-browser               the book in Chromium: links, search, explorer, accessibility (needs npm)
+#   make test-browser               the book and its PDF in Chromium: links, search, explorer,
+#                                   accessibility (needs npm)
 #   make test-slurm                a smoke run on a Slurm of its own (root; apt: slurm-wlm munge)
 #   make test-vllm                 vLLM's CPU build, in a venv of its own, beside Transformers
 #   make lint                       style and types only
@@ -59,7 +60,7 @@ test-long: $(READY)
 replay: $(READY)
 	$(BIN)/python -m pytest --nbval notebooks
 
-test-browser: $(READY) $(NPM) book
+test-browser: $(READY) $(NPM) pdf
 	$(BIN)/python -m pytest tests/browser
 
 test-slurm: $(READY)

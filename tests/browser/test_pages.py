@@ -117,3 +117,13 @@ def test_search_finds_snowdrift(new_page: Callable[..., Page], served: str) -> N
     found = page.eval_on_selector_all("#search-results li a", "all => all.map(a => a.href)")
     assert any("00-games" in link for link in found)
     assert problems == []
+
+
+def test_the_pdf_is_the_whole_book_and_the_front_page_links_to_it(
+    visit: Callable[[str], Visit], served: str
+) -> None:
+    data = (BOOK / "tom-book.pdf").read_bytes()
+    assert data.startswith(b"%PDF") and data.rstrip().endswith(b"%%EOF")
+    assert len(re.findall(rb"/Type\s*/Page\b", data)) > 100
+    links = [link for link in visit("notebooks/index.html").links if link.endswith(".pdf")]
+    assert links == [f"{served}/tom-book.pdf"]
