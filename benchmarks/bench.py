@@ -547,8 +547,8 @@ def evaluate(raw: Data, mode: Mode) -> Data:
         raw, "lora_vs_trl", "lora", "ours", "trl", "rows", size=f"{mode.rows} rows a step"
     )
     if "lora_vs_trl" in rows:
-        tried = {s: raw[f"lora/batch/{s}"]["seconds"] for s in (1, 4) if f"lora/batch/{s}" in raw}
-        rows["lora_vs_trl"]["batch"] = min(tried, key=lambda s: tried[s])
+        seconds = {s: raw.get(f"lora/batch/{s}", {"seconds": 1e9})["seconds"] for s in (1, 4)}
+        rows["lora_vs_trl"]["batch"] = min(seconds, key=lambda s: seconds[s])
         ours, peer = series(raw, "lora/ours"), series(raw, "lora/trl")
         loss = [[a["loss"], b["loss"]] for a, b in zip(ours, peer, strict=True)]
         checks["loss_trl"] = {

@@ -15,7 +15,7 @@ from tomlib.scenarios import root
 
 CHANGES = {
     "contexts": "IR,friendsharing",
-    "published_epochs": "2",
+    "published_epochs": "3",
     "max_steps": "3",
     "threads": "1",
 }

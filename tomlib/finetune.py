@@ -661,7 +661,11 @@ def _train(
     seconds = log[-1]["seconds"] if log else 0.0
     began = saved = time.monotonic()
     bar = tqdm(
-        total=len(batches), initial=done, desc=f"train {arm}", unit="step", disable=not progress
+        total=len(batches),
+        initial=done,
+        desc=f"train {arm}",
+        unit="step",
+        disable=not (progress and accelerator.is_main_process),
     )
     if not log and held_out:
         log.append(_log_row(0, 0, math.nan, _mean_nll(model, head, held_out, how), 0.0, 0.0))
