@@ -52,7 +52,7 @@ lint: $(READY)
 test: lint unit replay book
 
 unit: $(READY)
-	$(BIN)/python -m pytest -m 'not long'
+	$(BIN)/python -m pytest -m 'not long' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(READY)
 	$(BIN)/python -m pytest tests -m long

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime as Datetime
 from datetime import timedelta, tzinfo
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,8 @@ def test_ctrl_c_leaves_a_sound_ledger_and_says_how_to_go_on(tmp_path: Path, smol
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A process started in the background by a shell ignores Ctrl-C, and so would its children.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     for line in process.stdout:

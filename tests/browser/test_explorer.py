@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -55,8 +56,13 @@ def choices(page: Page) -> dict[str, dict[str, str]]:
     return {row[0]: dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows[1:]}
 
 
+def rounded(number: float, digits: int) -> str:
+    """As JavaScript's toFixed: of two equally near, the larger."""
+    return str(Decimal(number).quantize(Decimal(10) ** -digits, ROUND_HALF_UP))
+
+
 def percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
+    return f"{rounded(100 * share, 1)}%"
 
 
 @pytest.fixture
@@ -120,8 +126,8 @@ def test_the_page_shows_its_data(page: Page) -> None:
                 assert int(shown["draws"]) == data["draws"]
                 assert int(shown["not readable"]) == data["unread"]
                 if cell["kind"] == "public_goods":
-                    assert shown["mean"] == f"{data['mean']:.2f}"
-                    assert f"{data['mean']:.2f} dollars" in spoken
+                    assert shown["mean"] == rounded(data["mean"], 2)
+                    assert f"{rounded(data['mean'], 2)} dollars" in spoken
                     for option, count in data["counts"].items():
                         assert shown[f"{option} $"].startswith(f"{count} (")
                         if "exact" in data:
