@@ -25,6 +25,9 @@ BENCH ?=
 PARTS ?=
 PEERS := .venv-bench
 
+# Where the system forbids it, every process would compile anew all that it imports: 10 seconds each.
+export PYTHONDONTWRITEBYTECODE :=
+
 BIN := $(VENV)/bin
 TORCH := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$(grep '^torch==' requirements.lock)
 READY := $(VENV)/.tomlib-installed
@@ -58,7 +61,7 @@ test-long: $(READY)
 	$(BIN)/python -m pytest tests -m long
 
 replay: $(READY)
-	$(BIN)/python -m pytest --nbval notebooks
+	$(BIN)/python -m pytest --nbval notebooks -n 2 --dist loadfile
 
 test-browser: $(READY) $(NPM) pdf
 	$(BIN)/python -m pytest tests/browser
