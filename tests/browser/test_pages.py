@@ -19,6 +19,8 @@ class Visit:
     problems: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     anchors: set[str] = field(default_factory=set)
+    pictures: list[str] = field(default_factory=list)
+    """What stands for each figure of the page for those who do not see it."""
     light: list[str] = field(default_factory=list)
     dark: list[str] = field(default_factory=list)
     width: int = 0
@@ -39,6 +41,7 @@ def visit(browser: Browser, served: str) -> Callable[[str], Visit]:
         seen.title = page.title()
         seen.links = page.eval_on_selector_all("a[href]", "all => all.map(a => a.href)")
         seen.anchors = set(page.eval_on_selector_all("[id]", "all => all.map(e => e.id)"))
+        seen.pictures = page.eval_on_selector_all("article img", "all => all.map(i => i.alt)")
         # The listings of the source come from one template: one of them stands for all.
         if not name.startswith("_modules/") or name.endswith("/games.html"):
             seen.light = axe(page, resultTypes=["violations"])
@@ -76,6 +79,21 @@ def test_axe_finds_nothing_serious(page_name: str, visit: Callable[[str], Visit]
 def test_a_phone_scrolls_no_page_sideways(page_name: str, visit: Callable[[str], Visit]) -> None:
     seen = visit(page_name)
     assert seen.width <= PHONE["width"], "\n".join(seen.too_wide)
+
+
+def test_a_figure_tells_its_finding_to_those_who_do_not_see_it(
+    visit: Callable[[str], Visit],
+) -> None:
+    told = {name: visit(name).pictures for name in pages() if visit(name).pictures}
+    # Sphinx falls back to the file's name, Jupyter to the figure's repr: neither is a sentence.
+    mute = [
+        f"{name}: {alt!r}"
+        for name, pictures in told.items()
+        for alt in pictures
+        if len(alt) < 40 or alt.startswith("<")
+    ]
+    assert mute == []
+    assert len(told) >= 10, told
 
 
 def test_every_link_and_anchor_resolves(visit: Callable[[str], Visit], served: str) -> None:
