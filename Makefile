@@ -9,6 +9,7 @@
 #   make test-browser               the book and its PDF in Chromium: links, search, explorer,
 #                                   accessibility (needs npm)
 #   make test-slurm                a smoke run on a Slurm of its own (root; apt: slurm-wlm munge)
+#   make test-faults                a live run killed thirty times (20 minutes), into book/reliability.md
 #   make test-vllm                 vLLM's CPU build, in a venv of its own, beside Transformers
 #   make lint                       style and types only
 #   make lock                       requirements.lock and what goes with it anew from pyproject.toml
@@ -34,7 +35,7 @@ READY := $(VENV)/.tomlib-installed
 NPM := tests/browser/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 
-.PHONY: reproduce book pdf test test-long test-browser test-slurm test-vllm unit replay bench lint lock clean setup
+.PHONY: reproduce book pdf test test-long test-browser test-slurm test-faults test-vllm unit replay bench lint lock clean setup
 .DELETE_ON_ERROR:
 
 reproduce: $(READY)
@@ -68,6 +69,9 @@ test-browser: $(READY) $(NPM) pdf
 
 test-slurm: $(READY)
 	TOM_TEST_SLURM=1 $(BIN)/python -m pytest tests/test_slurm.py
+
+test-faults: $(READY)
+	$(BIN)/python tests/faults.py
 
 test-vllm: $(READY) $(PEERS)/vllm/.installed
 	TOM_TEST_VLLM=$(PEERS)/vllm $(BIN)/python -m pytest tests/test_vllm.py

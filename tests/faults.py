@@ -400,9 +400,9 @@ def page_tables(report: dict[str, Any]) -> str:
 
 def page(report: dict[str, Any], text: str) -> str:
     """The page with the report's numbers between its two marks."""
-    begin, end = "<!-- measured -->\n", "\n<!-- /measured -->"
+    begin, end = "<!-- measured -->\n", "<!-- /measured -->"
     head, rest = text.split(begin)
-    return head + begin + page_tables(report) + end + rest.split(end)[1]
+    return head + begin + page_tables(report) + "\n" + end + rest.split(end)[1]
 
 
 def main() -> int:
