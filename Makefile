@@ -56,7 +56,7 @@ lint: $(READY)
 test: lint unit replay book
 
 # Two processes on what may be two cores: threads of one must not wait for those of the other.
-unit: export OMP_NUM_THREADS = 1
+unit replay: export OMP_NUM_THREADS = 1
 unit: $(READY)
 	$(BIN)/python -m pytest -m 'not long' -n 2 --dist loadfile --no-loadscope-reorder
 
