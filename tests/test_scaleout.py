@@ -106,6 +106,29 @@ def test_a_full_context_is_asked_again_with_fewer_at_a_time(smol: Card) -> None:
         assert engine.parallel < 8
 
 
+def test_calls_that_fill_the_context_together_are_made_again_one_by_one(
+    llamacpp: Engine, between: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the two fits alone: that the first one was alone at its start says nothing."""
+    both = threading.Barrier(2)
+
+    def full(number: int, proxy: Any, body: dict[str, Any]) -> bool:
+        if number > 2:
+            return False
+        both.wait(60)
+        time.sleep(0.5 * (body["seed"] == 0))
+        proxy.reply(500, b'{"error": {"message": "Context size has been exceeded."}}')
+        return True
+
+    url, calls = between(full)
+    at = replace(_endpoint(llamacpp, monkeypatch, url), model_id="llama.cpp")
+    with open_engine(at, parallel=2) as engine:
+        requests = [Request(_said(0), range(1)), Request(_said(1), range(10, 11))]
+        drawn = ask(engine, requests, temperature=0.8, max_new_tokens=2)
+        assert engine.parallel == 1
+    assert [len(d) for d in drawn] == [1, 1] and len(calls) == 4
+
+
 def test_a_prompt_that_never_fits_is_an_error_and_no_endless_loop(smol: Card) -> None:
     with (
         open_engine(smol, engine="llamacpp", parallel=4, context=64, threads=1) as engine,

@@ -214,12 +214,13 @@ def _ask_server(
     """
     out: list[dict[int, Completion]] = [{} for _ in requests]
     todo = deque((r, list(range(len(request.seeds)))) for r, request in enumerate(requests))
-    running: dict[Future[Any], tuple[int, list[int], int]] = {}
+    running: dict[Future[Any], tuple[int, list[int]]] = {}
+    beside: dict[Future[Any], int] = {}  # the most draws in flight while a call was
     pool = ThreadPoolExecutor(engine.parallel)
     try:
         while todo or running:
-            flying = sum(len(some) for _, some, _ in running.values())
-            reading = {r for r, _, _ in running.values() if not out[r]}
+            flying = sum(len(some) for _, some in running.values())
+            reading = {r for r, _ in running.values() if not out[r]}
             for _ in range(len(todo)):
                 if flying >= engine.parallel:
                     break
@@ -233,16 +234,17 @@ def _ask_server(
                     todo.append((r, rest))
                 call = pool.submit(_call, engine, requests[r], some, options)
                 flying += n
-                running[call] = r, some, flying
+                running[call] = r, some
                 reading.add(r)
+            beside |= {call: max(flying, beside.get(call, 0)) for call in running}
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for call in done:
-                r, some, level = running.pop(call)
+                (r, some), level = running.pop(call), beside.pop(call)
                 try:
                     got = call.result()
                 except TomError as error:
                     full = "ontext size" in str(error) and "llama" in engine.name
-                    if not full or (level == 1 and not running and engine.parallel == 1):
+                    if not full or level == 1:
                         raise
                     engine.parallel = max(1, min(engine.parallel, level // 2))
                     got = []

@@ -41,7 +41,9 @@ def visit(browser: Browser, served: str) -> Callable[[str], Visit]:
         seen.title = page.title()
         seen.links = page.eval_on_selector_all("a[href]", "all => all.map(a => a.href)")
         seen.anchors = set(page.eval_on_selector_all("[id]", "all => all.map(e => e.id)"))
-        seen.pictures = page.eval_on_selector_all("article img", "all => all.map(i => i.alt)")
+        seen.pictures = page.eval_on_selector_all(
+            "article img:not(.toggler)", "all => all.map(i => i.alt)"
+        )
         # The listings of the source come from one template: one of them stands for all.
         if not name.startswith("_modules/") or name.endswith("/games.html"):
             seen.light = axe(page, resultTypes=["violations"])
