@@ -226,14 +226,15 @@ def _answers(
 
     n, longest = keys.shape[1], max(lengths)
     place, keep = _padding(lengths, longest, query.device)
-    q, k, v = (x[:, place].unflatten(1, (-1, longest)) for x in (query, key, value))
+    # index_select: the gradient of plain indexing adds up one element after the other.
+    q, k, v = (x.index_select(1, place).unflatten(1, (-1, longest)) for x in (query, key, value))
     shared = (q.flatten(1, 2) @ keys.transpose(1, 2)).unflatten(1, (-1, longest))
     later = torch.ones(longest, longest, dtype=torch.bool, device=q.device).triu(1)
     own = (q @ k.transpose(2, 3)).masked_fill(later, -torch.inf)
     weight = torch.softmax(torch.cat([shared, own], -1) * scale, -1, dtype=torch.float32)
     weight = weight.to(q.dtype)
     seen = (weight[..., :n].flatten(1, 2) @ values).view(q.shape)
-    return (seen + weight[..., n:] @ v).flatten(1, 2)[:, keep]
+    return (seen + weight[..., n:] @ v).flatten(1, 2).index_select(1, keep)
 
 
 def _padding(lengths: tuple[int, ...], longest: int, device: Any) -> tuple[Any, Any]:
@@ -289,14 +290,20 @@ def _linear_nll(hidden: Any, head: Any, targets: Any, back: Any, weights: Any, s
                 some = states[at : at + HEAD_ROWS]
                 mine = (back >= at) & (back < at + len(some))
                 row, word, weight = back[mine] - at, targets[mine], weights[mine]
-                logits = torch.mm(some, head.T, out=room[: len(some)]).float().div_(scale)
-                norm = torch.logsumexp(logits, -1)
-                total += (weight * (norm[row] - logits[row, word])).sum()
+                logits = torch.mm(some, head.T, out=room[: len(some)]).float()
+                if scale != 1.0:
+                    logits.div_(scale)
+                said = logits[row, word]
+                # In place and by hand: each pass over the logits reads all of a vocabulary's memory.
+                top = logits.amax(-1)
+                p = logits.sub_(top[:, None]).exp_()
+                mass = p.sum(-1)
+                total += (weight * ((top + mass.log())[row] - said)).sum()
                 if grad is not None:
-                    heavy = torch.zeros_like(norm).index_add_(0, row, weight)
-                    p = logits.sub_(norm[:, None]).exp_().mul_(heavy[:, None])
-                    p.index_put_((row, word), -weight, accumulate=True)
-                    grad[at : at + HEAD_ROWS] = (p.to(head.dtype) @ head) / scale
+                    heavy = torch.zeros_like(mass).index_add_(0, row, weight)
+                    pull = (p.to(head.dtype) @ head).float().mul_((heavy / mass)[:, None])
+                    pull.index_add_(0, row, head[word].float() * -weight[:, None])
+                    grad[at : at + HEAD_ROWS] = pull / scale
             ctx.grad = grad
             return total
 
