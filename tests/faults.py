@@ -65,6 +65,7 @@ class Process:
         )
         self.lines: list[str] = []
         self.stages: dict[str, float] = {}  # finished stage -> seconds since the start
+        self.ended = False
         self._queue: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -78,13 +79,16 @@ class Process:
         """Whether a stage (or, with "", the whole command) has been finished."""
         end = time.monotonic() + timeout
         while stage not in self.stages or not stage:
+            if self.ended:
+                return not stage
             try:
                 line = self._queue.get(timeout=max(0.01, end - time.monotonic()))
             except queue.Empty:
                 return False
             if line is None:
                 self.child.wait()
-                return not stage
+                self.ended = True
+                continue
             self.lines.append(line.rstrip())
             found = re.match(r"\[ *[\d.]+ s\] (.+)", line)
             if found:
