@@ -55,6 +55,9 @@ def prepare(page: Path) -> None:
     text = page.read_text("utf-8")
     text = text.replace("<details ", "<details open ").replace("<details>", "<details open>")
     text = re.sub(r'data-mode="[^"]*"', 'data-mode="light"', text)
+    text = text.replace("<noscript>", "").replace("</noscript>", "")  # on paper nothing is chosen
+    # What is downloaded beside a page is not beside the PDF.
+    text = re.sub(r'(?s)<a [^>]*href="_downloads/[^"]*"[^>]*>(.*?)</a>', r"\1", text)
     page.write_text(text, encoding="utf-8")
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from tomlib import alignment, plots, published
 from tomlib.collect import collect
 from tomlib.profiles import Run, load_profile, new_run
+from tomlib.readout import readout
 from tomlib.scenarios import root
 
 CONSTANT = "teacher's mean"
@@ -20,20 +21,22 @@ SPLITS = {"in_sample": "04", "new_contexts": "05", "scaled_games": "06"}
 
 
 def sides(run: Run, split: str) -> dict[str, pd.DataFrame]:
-    """Teacher, student and tuned student of both arms, and the paper's, in one split."""
-    scenarios, form = run.scenarios(split), run.profile.student_answer
-    asked = [
-        collect(run, "teacher", scenarios, run.profile.teacher_answer, letter_only=True),
-        collect(run, "student", scenarios, form),
-        collect(run, "tuned", scenarios, form),
-        collect(run, "published-teacher", scenarios, form, published.DRAWS),
-        collect(run, "published-tuned", scenarios, form),
-    ]
-    counts = alignment.cooperation(pd.concat(asked, ignore_index=True))
+    """Teacher, student and tuned student of both arms, and the paper's, in one split.
+
+    Of the run's models the exact probabilities, of Llama-2-70b and the paper's the published counts.
+    """
+    scenarios = run.scenarios(split)
+    p = run.profile
+    answers = {"teacher": p.teacher_answer} | dict.fromkeys(
+        ("student", "tuned", "published-tuned"), p.student_answer
+    )
+    known = [readout(run, role, scenarios, form) for role, form in answers.items()]
+    drawn = collect(run, "published-teacher", scenarios, p.student_answer, published.DRAWS)
+    table = pd.concat([*known, alignment.cooperation(drawn)], ignore_index=True)
     paper = published.roles()
     return {
-        f"family arm ({run.label})": alignment.compare(counts, *alignment.ARMS["family"]),
-        f"published arm ({run.label})": alignment.compare(counts, *alignment.ARMS["published"]),
+        f"family arm ({run.label})": alignment.compare(table, *alignment.ARMS["family"]),
+        f"published arm ({run.label})": alignment.compare(table, *alignment.ARMS["published"]),
         "the paper (published)": alignment.compare(paper[paper["split"].eq(split)]),
     }
 
@@ -46,13 +49,14 @@ def results(run: Run) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     training = sides(run, "in_sample")
+    resampling = {"resamples": run.profile.bootstrap, "seed": run.profile.seed}
     for split, chapter in SPLITS.items():
         for name, table in sides(run, split).items():
-            every = alignment.improvement_measures(table, resamples=2000, seed=0)
+            every = alignment.improvement_measures(table, **resampling)
             measure = every.set_index("measure").loc
             ratio, closed = measure["mean of ratios"], measure["pooled distance-based"]
             before = None if split == "in_sample" else training[name]
-            card = alignment.scorecard(table, before, resamples=2000, seed=0)
+            card = alignment.scorecard(table, before, **resampling)
             gap = card.set_index("prediction")
             own, constant = (
                 f"{r['gap']:.3f} ({r['low']:.3f} to {r['high']:.3f})"

@@ -265,15 +265,25 @@ def test_scorecard_tells_a_loser_in_words():
     )
     assert np.isnan(rows.loc["teacher's mean", "correlation"])  # leave-one-out: -1 by construction
     words = alignment.in_words(card)
-    assert "LOSES TO a constant, the teacher's mean" in words
+    assert "It cannot be told apart from a constant, the teacher's mean" in words
+    steady = alignment.compare(
+        table(teacher=[0.1, 0.12, 0.11, 0.13, 0.1, 0.12], student=[0.9] * 6, tuned=[0.85] * 6)
+    )
+    said = alignment.in_words(alignment.scorecard(steady, resamples=300))
+    assert "It is farther away than a constant, the teacher's mean" in said
     assert "do not vary over the games" in words
 
 
 def test_scorecard_lets_a_winner_win():
     side = alignment.compare(table(teacher=TEACHER, student=[0.9] * 6, tuned=TEACHER))
     card = alignment.scorecard(side, resamples=300)
-    assert "It beats a constant" in alignment.in_words(card)
-    assert "LOSES" not in alignment.in_words(card)
+    assert "It is closer than a constant" in alignment.in_words(card)
+    assert "farther" not in alignment.in_words(card)
+    step = np.array([0.2, -0.2] * 3)
+    near = np.clip(np.array(TEACHER) + step, 0, 1)
+    unsure = alignment.compare(table(teacher=TEACHER, student=[0.9] * 6, tuned=near.tolist()))
+    said = alignment.in_words(alignment.scorecard(unsure, resamples=300))
+    assert "cannot be told apart from" in said
     again = card.set_index("prediction").loc["teacher drawn again"]
     rate = np.array(TEACHER)
     rng = np.random.default_rng(0)

@@ -1,6 +1,7 @@
 """The `tom` command as a tired user meets it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from tomlib.cli import main
+from tomlib.errors import TomError
 from tomlib.profiles import open_run
+from tomlib.reproduce import ship
+from tomlib.scenarios import root
 
 
 def test_show_prints_the_exact_messages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,3 +142,20 @@ def test_importing_the_package_needs_no_torch() -> None:
         "assert not {'torch', 'transformers', 'langchain_openai', 'peft'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_run_is_not_shipped_onto_itself(tmp_path: Path) -> None:
+    run = tmp_path / "quick"
+    shutil.copytree(root() / "data" / "runs" / "quick", run)
+    held = sorted(p.name for p in run.rglob("*"))
+    for to in (run, run / "inside", tmp_path):
+        with pytest.raises(TomError, match="itself, or one holds the other"):
+            ship(run, to)
+    assert sorted(p.name for p in run.rglob("*")) == held
+    again = ship(run, tmp_path / "again")  # a packed run is shipped whole
+    assert sorted(p.name for p in again.rglob("*.gz")) == [n for n in held if n.endswith(".gz")]
+
+
+def test_models_are_verified_by_what_their_cards_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "verify", "llamacpp-server"]) == 0
+    assert "a server" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 
 from tomlib import collect as module
 from tomlib.alignment import cooperation
-from tomlib.collect import collect, plan
+from tomlib.collect import collect, plan, training_rows
 from tomlib.errors import TomError
 from tomlib.profiles import Run
 from tomlib.readout import readout
@@ -75,6 +76,38 @@ def test_conditions_do_not_mix(new_smoke: Callable[..., Run]) -> None:
     assert plan(run, "student", one, "choice+motivation", 2)["to_ask"].sum() == 2
 
 
+def test_a_draw_goes_by_the_names_of_the_scenario_that_asks_for_it(
+    new_smoke: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_smoke()
+    one = run.scenarios("in_sample")[0]
+    first = collect(run, "student", [one], "choice", 3, progress=False)
+    module.close_engines()
+    monkeypatch.setattr(module, "open_engine", lambda *a, **k: pytest.fail("a model was opened"))
+    moved = replace(one, split="new_contexts", game=replace(one.game, name="renamed"))
+    again = collect(_fresh(run), "student", [moved, one], "choice", 3, progress=False)
+    assert again["split"].tolist() == ["new_contexts"] * 3 + ["in_sample"] * 3
+    assert again["game"].tolist() == ["renamed"] * 3 + [one.game.name] * 3
+    assert again["text"].tolist() == first["text"].tolist() * 2
+
+
+def test_scenarios_that_say_the_same_are_asked_once(new_smoke: Callable[..., Run]) -> None:
+    run = new_smoke()
+    one = run.scenarios("in_sample")[0]
+    twin = replace(one, game=replace(one.game, name="twin"))
+    both = collect(run, "student", [one, twin], "choice", 2, progress=False)
+    assert both["text"].tolist()[:2] == both["text"].tolist()[2:]
+    assert len(run.ledger.draws()) == 2
+
+
+def test_a_choice_without_reasons_trains_as_the_form_asks(new_smoke: Callable[..., Run]) -> None:
+    run = new_smoke(teacher_answer="choice", n_teacher=60)
+    frame = training_rows(run, "family", progress=False)
+    assert set(frame["text"]) <= {'C"}', 'D"}'} and frame["ended"].all()
+    held = run.ledger.draws()
+    assert frame["weight"].sum() == held["outcome"].eq("ok").sum() > 0
+
+
 def test_sampled_choices_fit_the_exact_probabilities(new_smoke: Callable[..., Run]) -> None:
     run = new_smoke()
     scenarios = run.scenarios("in_sample")
@@ -128,7 +161,6 @@ def test_draws_carry_all_that_the_contract_names(new_smoke: Callable[..., Run]) 
         (lambda r: collect(r, "student", r.scenarios("in_sample"), "letter", 1), "answer form"),
         (lambda r: r.scenarios("insample"), "did you mean 'in_sample'"),
         (lambda r: readout(r, "student", r.scenarios("in_sample"), "reasoning+choice"), "last"),
-        (lambda r: readout(r.changed(temperature=0), "student", r.scenarios("in_sample")), "= 0"),
         (lambda r: readout(r, "student", r.scenarios()), "not both"),
         (lambda r: r.changed(student="gpt"), None),
         (lambda r: _ask(r.changed(student="gpt"), "student"), "gpt"),

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from tomlib.engines import Request, SharedPrefixReader, _choose, ask, open_engine, prompt_tokens
+from tomlib.engines import (
+    Request,
+    SharedPrefixReader,
+    _choose,
+    ask,
+    continuation,
+    open_engine,
+    plain_attention,
+    prompt_tokens,
+)
 from tomlib.errors import TomError
 from tomlib.models import Card, card
 from tomlib.prompts import load_wording, messages
@@ -198,3 +207,45 @@ def test_engine_errors_say_what_to_do(smol: Card, tmp_path: Any, monkeypatch: An
                 [Request(messages(find("IR/stag_hunt"), "choice", WORDING), [1])],
                 temperature=1,
             )
+
+
+def test_a_continuation_gets_no_space_of_its_own(smol_model: tuple[Any, Any]) -> None:
+    """SentencePiece's way (Llama 2): alone, "C" would become a word with a space before it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "\u2581", "\u2581C", "C", "D", '"', "}", "<0x0A>", '"}']
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    inner = Tokenizer(models.BPE(vocabulary, [("\u2581", "C"), ('"', "}")], byte_fallback=True))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    inner.decoder = decoders.Metaspace()
+    llama = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+    alone = llama('C"}', add_special_tokens=False)["input_ids"]
+    assert llama.convert_ids_to_tokens(alone)[0] == "\u2581C"
+    assert llama.convert_ids_to_tokens(continuation(llama, 'C"}')) == ["C", '"}']
+    for text in ('C"}', "10", 'D", "motivation": "Because."}'):
+        own = smol_model[1](text, add_special_tokens=False)["input_ids"]
+        assert continuation(smol_model[1], text) == own
+
+
+def test_exact_probabilities_follow_top_p_and_the_penalty(reader: Any) -> None:
+    """What is read is what is drawn, also with a nucleus and a repetition penalty."""
+    tokens = _prompts(reader, "choice")[0]
+    decoding = {"temperature": 0.8, "top_p": 0.7, "repetition_penalty": 1.2}
+    p, _ = reader.option_probabilities(tokens, ["C", "D"], *decoding.values())
+    plain, _ = reader.option_probabilities(tokens, ["C", "D"], 0.8)
+    assert abs(p - plain).max() > 0.02
+    drawn = reader.sample([tokens], [0] * 2000, list(range(2000)), max_new_tokens=2, **decoding)
+    texts = [reader.tokenizer.decode(ids) for ids, _ in drawn]
+    seen = np.array([sum(t.startswith(f'{x}"') or t == x for t in texts) for x in "CD"]) / 2000
+    assert abs(seen - p).max() < 4 * np.sqrt(0.25 / 2000)
+    greedy, _ = reader.option_probabilities(tokens, ["C", "D"], 0.0)
+    assert sorted(greedy.round(6)) in ([0, 0], [0, 1])
+
+
+def test_attention_that_is_more_than_softmax_is_refused() -> None:
+    plain_attention("Any", {"sliding_window": None, "softcap": None}, 500)
+    plain_attention("Any", {"sliding_window": 4096}, 500)
+    for options in ({"sliding_window": 128}, {"softcap": 50.0}, {"s_aux": 1}):
+        with pytest.raises(TomError, match=next(iter(options))):
+            plain_attention("Any", options, 500)

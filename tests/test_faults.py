@@ -124,6 +124,12 @@ def test_a_second_run_is_refused_before_it_asks_anything(
     with held(locks / "reproduce") as pid:
         assert main(["reproduce", "--profile", "smoke"]) == 2
         assert f"another run is writing to it (pid {pid} on" in one_line(capsys.readouterr().err)
+    with held(locks / "chapter--08-published-results") as pid:
+        assert main(["run", "08", "--profile", "smoke"]) == 2
+        assert f"another run is writing to it (pid {pid} on" in one_line(capsys.readouterr().err)
+    with held(locks / "book") as pid:
+        assert main(["reproduce", "--profile", "smoke", "--only", "book"]) == 2
+        assert f"another run is writing to it (pid {pid} on" in one_line(capsys.readouterr().err)
     rows = collecting.training_rows(run, "published")
     how = finetune.settings(run, "published")
     mark = finetune.fingerprint(models.card("smollm2-135m"), how, rows)

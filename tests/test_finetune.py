@@ -193,3 +193,44 @@ def test_no_rows_and_unknown_arms_are_errors(new_smoke: Callable[..., Run]) -> N
         finetune.train(run, "published", _rows(run).iloc[:0])
     with pytest.raises(TomError, match="arm 'both'"):
         finetune.settings(run, "both")
+
+
+def test_a_batch_counts_rows_by_their_weights() -> None:
+    groups = [Group((i,), ((1,), (2,)), (150.0, 150.0)) for i in range(4)]
+    assert [len(b) for b in finetune._batches(groups, 64, by_rows=True)] == [1] * 4
+    light = [Group((i,), ((1,), (2,)), (1.0, 1.0)) for i in range(4)]
+    assert [len(b) for b in finetune._batches(light, 4, by_rows=True)] == [2, 2]
+
+
+def test_copies_carry_the_distribution_over(new_smoke: Callable[..., Run]) -> None:
+    run = new_smoke(published_copies=["reordered", "relabelled"])
+    frame = training_rows(run, "published")
+    shares = frame.assign(letter=frame["text"].str[0]).pivot(
+        index=["context", "game", "prompt"], columns="letter", values="weight"
+    )
+    for _, cell in shares.groupby(["context", "game"], sort=False):
+        (c, d), *others = cell[["C", "D"]].to_numpy().tolist()
+        assert sorted([[c, d], *others]) == sorted([[c, d], [c, d], [d, c]]) or c == d
+    assert frame["prompt"].nunique() == 3 * len(run.scenarios("in_sample"))
+    adapter = tuned_adapter(run, "published", progress=False)  # every prompt is found again
+    assert adapter.record["distinct_rows"] == len(frame)
+    plain = training_rows(new_smoke(), "published")
+    additive = training_rows(new_smoke(published_targets="additive"), "published")
+    assert not plain["weight"].equals(additive["weight"])
+
+
+def test_answers_of_a_server_that_does_not_go_on_become_rows_in_form(
+    new_smoke: Callable[..., Run],
+) -> None:
+    run = new_smoke()
+    draws = collect(
+        run, "teacher", run.scenarios("in_sample")[:1], "choice+motivation", 2,
+        letter_only=False, progress=False,
+    )  # fmt: skip
+    loose = draws.assign(
+        text="```json\n{ \"choice\": \"D\", \"motivation\": \"Safe.\" }\n```",
+        choice="D", outcome="ok", motivation="Safe.",
+    )  # fmt: skip
+    frame = finetune.rows(run, loose)
+    assert frame["text"].tolist() == ['D", "motivation": "Safe."}']
+    assert frame["ended"].all() and frame["weight"].sum() == 2

@@ -79,3 +79,19 @@ def test_bad_profile_files_name_file_and_setting(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(TomError, match=says):
             load_profile(str(path))
+
+
+def test_a_chapter_opens_its_run_again_in_the_same_kernel() -> None:
+    """What its cells have made since stands among its globals; parameters are still checked."""
+    kernel: dict[str, object] = {"profile": "smoke", "n": 3}
+    assert open_run("04-in-sample", kernel).profile.n == 3
+    kernel |= {"scenarios": [], "forms": {}, "n": 5}
+    assert open_run("04-in-sample", kernel).profile.n == 5
+    kernel["temperature"] = -1.0  # a setting that was not among the parameters before
+    with pytest.raises(TomError, match="temperature"):
+        open_run("04-in-sample", kernel)
+
+
+def test_a_stopped_draw_can_be_told_from_a_whole_one() -> None:
+    with pytest.raises(TomError, match="tokens_choice = 24 must be below"):
+        load_profile("smoke", tokens_choice=24)

@@ -1,5 +1,7 @@
 """Rendering: one function for asking, training and scoring."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,37 @@ def test_verbatim_prompts_stand_in_for_ours(tmp_path: Path) -> None:
     assert prompt_id(find("IR/stag_hunt"), "choice", wording) != ours
     with pytest.raises(TomError, match="biz"):
         messages(find("biz/stag_hunt"), "choice", wording)
+
+
+@pytest.mark.parametrize(
+    "game", ["prisoners_dilemma", "prisoners_delight", "stag_hunt", "snowdrift"]
+)
+def test_copies_tell_the_same_game(game: str) -> None:
+    """Every payoff that a wording states, read back out of its text."""
+
+    def told(wording: str) -> dict[tuple[str, str], tuple[str, str]]:
+        text = load_wording(wording).game_text(find(f"IR/{game}"))
+        payoffs = {}
+        for line in text.strip().splitlines()[1:]:
+            (theirs,) = re.findall(r"If your coplayer chooses ([CD]):", line)
+            for mine, me, them in re.findall(
+                r"choosing ([CD]) gives you (\d+) points \(and your coplayer (\d+)\)", line
+            ):
+                payoffs[mine, theirs] = me, them
+        return payoffs
+
+    plain = told("replies")
+    assert len(plain) == 4
+    assert told("reordered") == plain
+    other = {"C": "D", "D": "C"}
+    assert told("relabelled") == {(other[a], other[b]): pay for (a, b), pay in plain.items()}
+    assert load_wording("relabelled").relabelled and not load_wording("reordered").relabelled
+
+
+def test_a_question_names_the_endowment() -> None:
+    party = find("party/public_goods")
+    for form in ANSWERS:
+        said = [m.content for m in messages(party, form, load_wording("replies"))]
+        assert "from 0 to 10>" in said[1]
+        richer = replace(party, game=replace(party.game, endowment=25))
+        assert "from 0 to 25>" in str(messages(richer, form, load_wording("replies"))[1].content)

@@ -8,14 +8,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from tomlib.engines import Engine, Request, ask, open_engine
+from tomlib import engines
+from tomlib.engines import Engine, Request, ask, open_engine, prompt_tokens
 from tomlib.errors import TomError
-from tomlib.models import Card, card
+from tomlib.models import Card, card, fetch
 from tomlib.prompts import load_wording, messages
 from tomlib.readout import _next_token
 from tomlib.scenarios import scenarios
@@ -121,7 +124,7 @@ def test_calls_that_fill_the_context_together_are_made_again_one_by_one(
         return True
 
     url, calls = between(full)
-    at = replace(_endpoint(llamacpp, monkeypatch, url), model_id="llama.cpp")
+    at = _endpoint(llamacpp, monkeypatch, url)
     with open_engine(at, parallel=2) as engine:
         requests = [Request(_said(0), range(1)), Request(_said(1), range(10, 11))]
         drawn = ask(engine, requests, temperature=0.8, max_new_tokens=2)
@@ -151,6 +154,47 @@ def test_a_server_without_n_gets_one_call_per_draw(
     assert [len(d) for d in drawn] == [3, 4]
     assert len(calls) == 7 and engine.per_call == 1
     assert len({c.seed for d in drawn for c in d}) == 7  # a call's own seed for every draw
+
+
+def test_a_server_that_refuses_n_is_asked_for_one_at_a_time(
+    llamacpp: Engine, between: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses_n(number: int, proxy: Any, body: dict[str, Any]) -> bool:
+        if body.get("n", 1) > 1:
+            proxy.reply(400, b'{"error": {"message": "n must be 1"}}')
+        return body.get("n", 1) > 1
+
+    url, calls = between(refuses_n)
+    with open_engine(_endpoint(llamacpp, monkeypatch, url), parallel=4) as engine:
+        drawn = ask(engine, [Request(_said(0), range(3))], temperature=0.8, max_new_tokens=2)
+    assert [len(d) for d in drawn] == [3]
+    assert calls[0]["n"] == 3 and engine.per_call == 1
+
+
+def test_after_an_error_nothing_is_tried_again(
+    llamacpp: Engine, between: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call is refused while the others wait for a busy server: the error is there at once."""
+
+    def spoil(number: int, proxy: Any, body: dict[str, Any]) -> bool:
+        if body["seed"] == 0:
+            time.sleep(0.5)
+            proxy.reply(401, b'{"error": {"message": "wrong key"}}')
+        else:
+            proxy.reply(429, b'{"error": {"message": "slow down"}}', retry_after="300")
+        return True
+
+    url, calls = between(spoil)
+    before = set(threading.enumerate())
+    with open_engine(_endpoint(llamacpp, monkeypatch, url), parallel=4) as engine:
+        requests = [Request(_said(0), range(1)), Request(_said(1), range(10, 11))]
+        with pytest.raises(TomError, match="wrong key"):
+            ask(engine, requests, temperature=0.8, max_new_tokens=2)
+    for thread in set(threading.enumerate()) - before:
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(20)
+            assert not thread.is_alive()  # else Python would wait for it at its end
+    assert len(calls) == 2
 
 
 def test_a_broken_and_busy_server_loses_no_draw(
@@ -210,3 +254,61 @@ def test_an_endpoint_draws_from_the_distribution_that_it_says_it_has(
     for token, p in expected.items():
         low, high = binomtest(seen[token], 600).proportion_ci(0.999)
         assert low <= p <= high, token
+
+
+def _unquantized(gguf: Path, to: Path) -> Path:
+    """The same model with all weights in fp32, as Transformers reads them."""
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+    from gguf.quants import dequantize
+
+    source = GGUFReader(gguf)
+    architecture = source.fields["general.architecture"].contents()
+    writer = GGUFWriter(to, architecture)
+    for name, known in source.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
+            continue
+        inner = known.types[-1] if known.types[0] == GGUFValueType.ARRAY else None
+        writer.add_key_value(name, known.contents(), known.types[0], sub_type=inner)
+    for tensor in source.tensors:
+        plain = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        writer.add_tensor(tensor.name, plain, raw_dtype=GGMLQuantizationType.F32)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return to
+
+
+def test_llama_cpp_at_equal_precision_is_transformers(
+    smol: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Log probabilities within 0.02, and choices of one distribution, as with vLLM (test_vllm)."""
+    said = [_said(number, "choice") for number in range(2)]
+    requests = [Request(each, range(300)) for each in said]
+    decoding: dict[str, Any] = {"temperature": 0.8, "max_new_tokens": 2}
+    with open_engine(smol, engine="transformers", threads=2) as own:
+        reader: Any = own.chat.reader  # type: ignore[attr-defined]
+        logp = []
+        for each in said:
+            logits = reader.read(prompt_tokens(reader.tokenizer, each)).logits
+            logp.append((logits - logits.logsumexp(-1)).numpy())
+        ours = ask(own, requests, **decoding)
+        words = reader.tokenizer
+    plain = _unquantized(fetch(smol), tmp_path / "f32.gguf")
+    monkeypatch.setattr(engines, "fetch", lambda card, **_: plain)
+    with open_engine(smol, engine="llamacpp", parallel=8, threads=2) as server:
+        worst = 0.0
+        for each, known in zip(said, logp, strict=True):
+            for token, p in _next_token(server, each, 1.0).items():
+                ids = words(token, add_special_tokens=False)["input_ids"]
+                if p > 1e-3 and len(ids) == 1:
+                    worst = max(worst, abs(float(np.log(p) - known[ids[0]])))
+        theirs = ask(server, requests, **decoding)
+    print(f"largest difference of log probabilities: {worst:.5f}")
+    assert 0 < worst < 0.02
+    for here, there in zip(ours, theirs, strict=True):
+        a, b = (Counter(c.text for c in draws) for draws in (here, there))
+        assert sum(a.values()) == sum(b.values()) == 300
+        for text in {t for t, k in (a + b).items() if k >= 20}:
+            # Each count, given their sum, is binomial with 1/2 where the distributions are equal.
+            assert binomtest(a[text], a[text] + b[text]).pvalue > 1e-3, (text, a[text], b[text])

@@ -184,9 +184,17 @@ def test_keys_reach_nothing_that_a_run_writes(
         assert done.returncode == code, done.stderr[-1000:]
         said += done.stdout + done.stderr
     assert "***" in said  # the server did say it, and it was taken out
+    faulty.plan = ["500"]
+    command = [*TOM, "reproduce", "--only", "draws/teacher", "--profile", "smoke", *words]
+    done = subprocess.run(
+        command, env=os.environ | others | patient, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-1000:]
+    said += done.stdout + done.stderr
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.suffix == ".ipynb" for path in written)
     assert any(path.suffix == ".jsonl" for path in written)
+    assert any(path.name == "manifest.json" for path in written)
     keys = [os.environ["TOM_TEST_KEY"], *others.values(), "canary-word"]
     for path in written:
         data = path.read_bytes()

@@ -120,3 +120,21 @@ def test_snakemake_does_what_has_another_mark(tmp_path: Path) -> None:
     }
     steps_ = {"draws/teacher", "adapter/family", "draws/tuned", "book"}
     assert again("n_teacher=3") == chapters | steps_
+
+
+def test_a_server_has_no_weights_to_make_ready() -> None:
+    """The commands of book/scale-out: a teacher on a server, a student here."""
+    graph = _graph(teacher="qwen2.5-72b-vllm", teacher_engine="endpoint")
+    assert [name for name in graph if name.startswith("weights/")] == ["weights/smollm2-135m"]
+    assert graph["draws/teacher"].after == ()
+    assert graph["adapter/family"].after == ("weights/smollm2-135m", "draws/teacher")
+    mute = new_run(load_profile("smoke", teacher="qwen2.5-72b-vllm"), replay=False)
+    assert any(w.role == "teacher" and not w.n for w in work(mute))
+
+
+def test_chapters_of_a_split_that_is_left_out_are_no_steps() -> None:
+    graph = _graph(contexts="IR,friendsharing")
+    chapters = {name.partition("/")[2][:2] for name in graph if name.startswith("chapter/")}
+    assert not chapters & {"05", "07"} and chapters >= {"01", "04", "06"}
+    with pytest.raises(TomError, match="has no such step"):
+        do_step(new_run(load_profile("smoke"), replay=False), "draws/teacher/typo", {})

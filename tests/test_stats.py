@@ -8,6 +8,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep, test_propor
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
 from tomlib import stats
+from tomlib.errors import TomError
 
 test_proportions_2indep.__test__ = False  # a library function, not one of ours
 
@@ -180,3 +181,23 @@ def test_exact_agreement_finds_the_readout_that_is_wrong():
     assert table["agrees"].tolist() == [True, False]  # i has no readout and is left out
     assert table["p"][0] == pytest.approx(scipy_stats.binomtest(150, 300, 0.52).pvalue)
     assert table["draws"].tolist() == [300, 300]
+
+
+def test_additive_targets_keep_the_margins_and_have_no_interaction():
+    """Maximum likelihood of a logistic model: fitted and observed sums are equal in every group."""
+    rng = np.random.default_rng(1)
+    cells = [(c, g) for c in "abc" for g in "wxyz"]
+    counts = pd.DataFrame(cells, columns=["context", "game"])
+    counts["cooperate"] = rng.integers(20, 280, len(cells))
+    counts["defect"] = 300 - counts["cooperate"]
+    fitted = stats.additive(counts)
+    for by in ("context", "game"):
+        sums = [t.groupby(by)["cooperate"].sum() for t in (counts, fitted)]
+        assert np.allclose(sums[0], sums[1], atol=0.5)
+    logit = np.log(fitted["cooperate"] / fitted["defect"])
+    grid = logit.groupby([fitted["context"], fitted["game"]]).first().unstack()
+    steps = grid.sub(grid["w"], axis=0)
+    assert np.allclose(steps, steps.iloc[0].to_numpy()[None], atol=0.01)
+    assert (fitted["cooperate"] + fitted["defect"]).eq(300).all()
+    with pytest.raises(TomError, match="two contexts"):
+        stats.additive(counts[counts["context"] == "a"])

@@ -16,7 +16,7 @@ from tomlib.models import Card, transformers_folder
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "book" / "use-it-yourself.md").read_text(encoding="utf-8")
 COPIED = ("data", "profiles", "notebooks", "tomlib", "pyproject.toml")
-ADDED = {"[[context]]": "data/scenarios/contexts.toml", "[[game]]": "data/scenarios/games.toml"}
+TEMPLATE = "\n# A context of one's own"
 
 
 def blocks(heading: str) -> list[tuple[str, str]]:
@@ -50,9 +50,14 @@ def do(desk: Path, heading: str, **more: str) -> str:
         environment.pop(name, None)
     for language, text in blocks(heading):
         if language == "toml":
-            target = desk / ADDED.get(text.split("\n", 1)[0], "mine.toml")
-            with target.open("a", encoding="utf-8") as file:
-                file.write("\n" + text)
+            contexts, mine = desk / "data/scenarios/contexts.toml", desk / "mine.toml"
+            if text.startswith("[[context]]"):  # the template, filled in
+                before = contexts.read_text("utf-8")
+                assert TEMPLATE in before
+                contexts.write_text(before.split(TEMPLATE)[0] + "\n" + text, "utf-8")
+            else:
+                with mine.open("a", encoding="utf-8") as file:
+                    file.write("\n" + text)
             continue
         command = [sys.executable, "-c", text] if language == "python" else ["bash", "-ec", text]
         done = subprocess.run(command, cwd=desk, env=environment, capture_output=True, text=True)
@@ -77,7 +82,8 @@ def test_your_own_profile_and_temperature(desk: Path) -> None:
 @pytest.mark.long
 @pytest.mark.weights
 def test_your_own_context(desk: Path) -> None:
-    assert "orchestra/stag_hunt" in do(desk, "Your own context")
+    said = do(desk, "Your own context")
+    assert "is as long as the others" in said and "leader of a section" in said
     assert "orchestra" in chapter(desk, "smoke", "05-new-contexts")
     assert list((desk / "runs/smoke/draws").glob("*+*--new_contexts--orchestra.jsonl"))
 

@@ -66,7 +66,7 @@ def cooperation(draws: pd.DataFrame) -> pd.DataFrame:
     if len(strange):
         raise TomError(
             f"draws: the choice {strange.iloc[0]} is neither C nor D; "
-            "contributions to a public good are counted by contributions.contributions"
+            "contributions to a public good are counted by contributions.counts"
         )
     names = {"C": "cooperate", "D": "defect"}
     answer = draws["choice"].map(names).astype(object).where(draws["choice"].notna())
@@ -335,6 +335,23 @@ def improvement_in_words(measures: pd.DataFrame) -> str:
     )
 
 
+def closed_in_words(comparison: pd.DataFrame) -> str:
+    """The mean gap to the teacher before and after tuning, in one sentence.
+
+    >>> closed_in_words(pd.DataFrame({"teacher": [0.5], "student": [0.9], "tuned": [0.6]}))
+    'the mean gap to the teacher goes from 0.400 to 0.100 (75% of the distance closed).'
+    """
+    known = comparison.dropna(subset=["teacher", "student", "tuned"])
+    before, after = (
+        float((known["teacher"] - known[role]).abs().mean()) for role in ("student", "tuned")
+    )
+    share = f"{1 - after / before:.0%}" if before > 0 else "none"
+    return (
+        f"the mean gap to the teacher goes from {before:.3f} to {after:.3f} "
+        f"({share} of the distance closed)."
+    )
+
+
 def exceptions_in_words(improvements: pd.DataFrame) -> str:
     """Name every scenario that was exacerbated or overcorrected, as the paper's text does.
 
@@ -556,7 +573,7 @@ _GUESSES = {
 
 
 def in_words(card: pd.DataFrame, tuned: str = "the tuned student") -> str:
-    """Say plainly what a scorecard means; a tuned student that loses to a constant is told so.
+    """Say plainly what a scorecard means, and no more than its intervals bear out.
 
     Args:
         card: What `scorecard` returns.
@@ -575,12 +592,10 @@ def in_words(card: pd.DataFrame, tuned: str = "the tuned student") -> str:
         if not name.startswith("teacher's") and name != "teacher in training":
             continue
         what = _GUESSES.get(name, f"the {name}")
-        verb = "beats" if row["against_tuned"] > 0 else "LOSES TO"
-        if abs(row["against_tuned"]) < 5e-4:
-            verb = "ties with"
-        sure = row["against_low"] > 0 or row["against_high"] < 0
-        text += f" It {verb} {what} ({row['gap']:.3f}"
-        text += ")." if sure else "; the interval of the difference contains 0)."
+        verb = "cannot be told apart from"
+        if row["against_low"] > 0 or row["against_high"] < 0:
+            verb = "is closer than" if row["against_tuned"] > 0 else "is farther away than"
+        text += f" It {verb} {what} ({row['gap']:.3f})."
     if np.isnan(own["within_context"]):
         return text + " Its choices do not vary over the games of a context."
     return text + (

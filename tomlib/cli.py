@@ -11,7 +11,7 @@ from typing import Any
 from tomlib import __version__
 from tomlib.errors import TomError, printable
 from tomlib.games import KINDS, TwoPlayerGame
-from tomlib.profiles import CHAPTERS, PAGES, Run, load_profile, new_run, profile_names
+from tomlib.profiles import CHAPTERS, EXTRAS, PAGES, Run, load_profile, new_run, profile_names
 from tomlib.prompts import ANSWERS
 from tomlib.scenarios import find, nearest, scenarios
 
@@ -59,7 +59,8 @@ def _models(a: argparse.Namespace) -> int:
             here = "here" if models.is_fetched(c) else "-"
             print(f"{c.name:24} {c.kind:10} {c.parameters:>6} {here:5} {c.licence}")
         return 0
-    wanted = a.names or [c.name for c in models.cards().values() if models.is_fetched(c)]
+    stored = [c for c in models.cards().values() if c.kind in ("gguf", "hub")]
+    wanted = a.names or [c.name for c in stored if models.is_fetched(c)]
     if not wanted:
         raise TomError(
             "no model has been fetched yet: name one, e.g. tom models fetch smollm2-135m"
@@ -70,8 +71,17 @@ def _models(a: argparse.Namespace) -> int:
             print(f"{name}: {models.fetch(c)}")
         else:
             models.verify(c)
-            print(f"{name}: sha256 as in its card")
+            print(f"{name}: {_VERIFIED[c.kind]}")
     return 0
+
+
+_VERIFIED = {
+    "gguf": "sha256 as in its card",
+    "hub": "sha256 as the hub names them",
+    "folder": "complete (its card names no hash)",
+    "published": "as published",
+    "endpoint": "a server: nothing here to verify",
+}
 
 
 def _scenarios(a: argparse.Namespace) -> None:
@@ -206,10 +216,12 @@ def _for_chapters(a: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any
 def _chapter(name: str) -> str:
     """A chapter by its number, its name, or its file."""
     stem = Path(name).stem
-    for chapter in (*CHAPTERS, *PAGES):
-        if stem in (chapter, chapter[:2], chapter[1:2], chapter[3:]):
+    known = (*CHAPTERS, *EXTRAS, *PAGES)
+    for chapter in known:
+        number, _, rest = chapter.partition("-")
+        if stem == chapter or (rest and stem in (number, number.lstrip("0"), rest)):
             return chapter
-    raise TomError(f"chapter {name!r} is unknown{nearest(stem, (*CHAPTERS, *PAGES))}")
+    raise TomError(f"chapter {name!r} is unknown{nearest(stem, known)}")
 
 
 def _parameters(pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -310,7 +322,7 @@ def _parser() -> argparse.ArgumentParser:
         "run", _run, "run chapters with papermill into runs/PROFILE/notebooks",
         "tom run 04 05 --profile quick -p n 20",
     )  # fmt: skip
-    sub.add_argument("chapters", nargs="*", metavar="CHAPTER", help="all unless named")
+    sub.add_argument("chapters", nargs="*", metavar="CHAPTER", help="all of a run unless named")
     sub.add_argument("--fresh", action="store_true", help="do not replay what comes with the book")
     with_profile(sub)
 

@@ -5,8 +5,8 @@ on where it stopped; with an empty one it runs live. There is no other switch.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -21,7 +21,7 @@ from tomlib.engines import Completion, Engine, Request, ask, open_engine
 from tomlib.errors import TomError
 from tomlib.models import Card, card, weights_mark
 from tomlib.profiles import Run
-from tomlib.prompts import messages, opening, prompt_id
+from tomlib.prompts import ANSWERS, messages, opening, prompt_id
 from tomlib.scenarios import Scenario, nearest
 
 ROLES = ("teacher", "student", "tuned", "published-teacher", "published-tuned")
@@ -34,6 +34,12 @@ DRAW_COLUMNS = [
 
 REQUEST = 128
 """Most draws between two writes to the ledger, so that little is lost when a run is killed."""
+
+BRIEF = 4096
+"""The same for draws that stop at the choice and are made on this machine: they take a second."""
+
+ARM_OF = {"tuned": "family", "published-tuned": "published"}
+"""The arm whose adapter a tuned role wears."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,6 @@ class Player:
     def published(self) -> bool:
         """Whether it answers from published counts and has no weights."""
         return self.card.kind == "published"
-
-    @property
-    def deterministic(self) -> bool:
-        """Whether a draw depends on its seed alone, so that a resumed run draws the same."""
-        return self.engine == "transformers"
 
 
 def player(run: Run, role: str, *, progress: bool = True) -> Player:
@@ -78,7 +79,7 @@ def player(run: Run, role: str, *, progress: bool = True) -> Player:
     engine = p.student_engine or who.engine
     if role == "student":
         return Player(role, who, engine, p.student_quantization)
-    adapter = tuned_adapter(run, "family" if role == "tuned" else "published", progress=progress)
+    adapter = tuned_adapter(run, ARM_OF[role], progress=progress)
     return Player(role, who, engine, p.student_quantization, adapter)
 
 
@@ -101,7 +102,11 @@ def training_rows(run: Run, arm: str, *, progress: bool = True) -> pd.DataFrame:
 
 def tuned_adapter(run: Run, arm: str, *, progress: bool = True) -> finetune.Adapter:
     """The arm's adapter: found by its fingerprint, else trained."""
-    return finetune.train(run, arm, training_rows(run, arm, progress=progress), progress=progress)
+    rows = training_rows(run, arm, progress=progress)
+    mark = finetune.fingerprint(card(run.profile.student), finetune.settings(run, arm), rows)
+    if finetune.find_adapter(run, arm, mark) is None:
+        close_engines()  # the teacher's memory is wanted
+    return finetune.train(run, arm, rows, progress=progress)
 
 
 def collect(
@@ -127,7 +132,8 @@ def collect(
         progress: Whether to show a bar.
 
     Returns:
-        Columns `DRAW_COLUMNS`, n rows per scenario in scenario order, `model` is the role.
+        Columns `DRAW_COLUMNS`, n rows per scenario in scenario order, `model` is the role. Of a
+        published teacher there are no more than were published.
 
     Raises:
         TomError: n below 1, an unknown role or answer form, a damaged ledger, a model that fails.
@@ -144,7 +150,11 @@ def collect(
     if len(missing):
         _ask_for(run, who, scenarios, answer, short, missing, progress)
         held = _held(run, who, wanted)
-    found = wanted[["index_key"]].merge(held, on="index_key", how="left", validate="1:1")
+    # A draw belongs to its prompt; by which names that goes is the scenario's to say.
+    names = ["index_key", *LABELS]
+    found = wanted[names].merge(
+        held.drop(columns=LABELS), on="index_key", how="left", validate="m:1"
+    )
     found["model"] = role
     return found[DRAW_COLUMNS]
 
@@ -152,15 +162,13 @@ def collect(
 def stops_early(answer: str, letter_only: bool | None = None) -> bool:
     """Whether draws of an answer form stop at the choice.
 
-    Letter-first forms may; `choice` does unless told otherwise. Reasons come before the choice in
-    `reasoning+choice`, so it never does.
+    `choice` does, for nothing comes after it; `choice+motivation` where only the letter is wanted.
+    Reasons come before the choice in `reasoning+choice`, so it never does.
 
     >>> stops_early("choice"), stops_early("choice+motivation"), stops_early("choice+motivation", True)
     (True, False, True)
     """
-    if answer == "reasoning+choice":
-        return False
-    return answer == "choice" if letter_only is None else letter_only
+    return answer == "choice" or (answer == "choice+motivation" and bool(letter_only))
 
 
 def plan(
@@ -183,15 +191,14 @@ def plan(
         who = player_if_ready(run, role)
     except TomError:
         who = None
-    have = dict.fromkeys((s.name for s in scenarios), n if who is not None and who.published else 0)
+    have = [n if who is not None and who.published else 0] * len(scenarios)
     if who is not None and not who.published:
         wanted, held = _wanted_and_held(run, who, scenarios, answer, n, short)
         here = wanted["index_key"].isin(held["index_key"])
-        counted = here.groupby(wanted["scenario"]).sum()
-        have = {str(name): int(number) for name, number in counted.items()}
+        have = [int(number) for number in here.groupby(wanted["at"]).sum()]
     table = [
-        (*s.key, role, answer, n, have[s.name], n - have[s.name], (n - have[s.name]) * most)
-        for s in scenarios
+        (*s.key, role, answer, n, there, n - there, (n - there) * most)
+        for s, there in zip(scenarios, have, strict=True)
     ]
     columns = ["split", "context", "game", "model", "answer", "wanted", "in_ledger", "to_ask"]
     return pd.DataFrame(table, columns=[*columns, "most_new_tokens"])
@@ -199,9 +206,9 @@ def plan(
 
 def player_if_ready(run: Run, role: str) -> Player | None:
     """`player`, but None where its adapter would have to be trained (or its rows drawn) first."""
-    if role not in ("tuned", "published-tuned"):
+    if role not in ARM_OF:
         return player(run, role)
-    arm = "family" if role == "tuned" else "published"
+    arm = ARM_OF[role]
     if arm == "family" and card(run.profile.teacher).kind != "published":
         p = run.profile
         need = plan(run, "teacher", run.scenarios("in_sample"), p.teacher_answer, p.n_teacher)
@@ -251,8 +258,11 @@ def draw_seed(run_seed: int, key: str) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
+LABELS = ["split", "context", "game"]
+
+
 def _wanted(
-    run: Run, who: Player, scenario: Scenario, answer: str, n: int, short: bool
+    run: Run, who: Player, at: int, scenario: Scenario, answer: str, n: int, short: bool
 ) -> pd.DataFrame:
     where = condition(run, who, scenario, answer, short)
     prefix = _key(where)
@@ -261,7 +271,8 @@ def _wanted(
             "index_key": [f"{prefix}|{i}" for i in range(n)],
             "prompt": where["prompt"],
             "index": range(n),
-            "scenario": scenario.name,
+            "at": at,  # the scenario's place among those asked for
+            **dict(zip(LABELS, scenario.key, strict=True)),
         }
     )
 
@@ -271,7 +282,8 @@ def _wanted_and_held(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The draws that are wanted, and those among them that the ledger has."""
     wanted = pd.concat(
-        [_wanted(run, who, s, answer, n, short) for s in scenarios], ignore_index=True
+        [_wanted(run, who, at, s, answer, n, short) for at, s in enumerate(scenarios)],
+        ignore_index=True,
     )
     return wanted, _held(run, who, wanted)
 
@@ -308,21 +320,22 @@ def _ask_for(
     missing: pd.DataFrame,
     progress: bool,
 ) -> None:
-    by_name = {s.name: s for s in scenarios}
+    # Two scenarios that say the same (one game under two names) share their draws.
+    missing = missing.drop_duplicates("index_key")
     with ExitStack() as locks:
         # Held from before the first question: a second run is refused before it has cost anything.
-        for shard in sorted({shard_name(who, by_name[n], answer) for n in missing["scenario"]}):
+        for shard in sorted({shard_name(who, scenarios[at], answer) for at in missing["at"]}):
             locks.enter_context(run.ledger.lock("draws", shard))
         held = _held(run, who, missing)  # another run may have drawn some meanwhile
         missing = missing.loc[~missing["index_key"].isin(held["index_key"])]
         if len(missing):
-            _ask_all(run, who, by_name, answer, short, missing, progress)
+            _ask_all(run, who, scenarios, answer, short, missing, progress)
 
 
 def _ask_all(
     run: Run,
     who: Player,
-    by_name: dict[str, Scenario],
+    scenarios: Sequence[Scenario],
     answer: str,
     short: bool,
     missing: pd.DataFrame,
@@ -333,11 +346,11 @@ def _ask_all(
     engine = opened(run, who)
     bar = tqdm(total=len(missing), desc=f"{who.role}: {answer}", unit="draw", disable=not progress)
     # Scenarios of one context come one after the other: they share its system prompt.
-    size = 4096 if short else REQUEST
-    for at in range(0, len(missing), size):
+    size = BRIEF if short and engine.local else REQUEST
+    for start in range(0, len(missing), size):
         cells = [
-            (by_name[str(name)], part)
-            for name, part in missing.iloc[at : at + size].groupby("scenario", sort=False)
+            (scenarios[int(str(at))], part)
+            for at, part in missing.iloc[start : start + size].groupby("at", sort=False)
         ]
         drawn = _draw(run, who, engine, answer, short, cells)
         for (scenario, _), lines in zip(cells, drawn, strict=True):
@@ -377,29 +390,31 @@ def _draw(
         max_new_tokens=p.tokens("choice" if short else answer),
         repetition_penalty=p.repetition_penalty,
     )
-    return [
-        [
-            _line(run, who, engine, scenario, answer, short, int(index), completion)
-            for index, completion in zip(part["index"], completions, strict=True)
-        ]
-        for (scenario, part), completions in zip(cells, answers, strict=True)
-    ]
+    lines = []
+    for (scenario, part), completions in zip(cells, answers, strict=True):
+        where = condition(run, who, scenario, answer, short)
+        start = opening(scenario, answer, run.wording) if engine.prefill != "none" else ""
+        lines.append(
+            [
+                _line(who, engine, scenario, answer, where, start, int(index), completion)
+                for index, completion in zip(part["index"], completions, strict=True)
+            ]
+        )
+    return lines
 
 
 def _line(
-    run: Run,
     who: Player,
     engine: Engine,
     scenario: Scenario,
     answer: str,
-    short: bool,
+    where: dict[str, Any],
+    start: str,
     index: int,
     completion: Completion,
 ) -> dict[str, Any]:
-    start = opening(scenario, answer, run.wording) if engine.prefill != "none" else ""
     text = start + completion.text
-    seen = read(text, answer, scenario.game_type, completion.finish, _endowment(scenario))
-    where = condition(run, who, scenario, answer, short)
+    seen = read(text, answer, scenario.game_type, completion.finish, scenario.endowment)
     return {
         "model": who.card.name,
         "weights": where["weights"],
@@ -429,10 +444,6 @@ def _decided(text: str, start: str, answer: str, kind: Any) -> bool:
     return decided(start + text, answer, kind)
 
 
-def _endowment(scenario: Scenario) -> int:
-    return int(getattr(scenario.game, "endowment", 10))
-
-
 # --- engines stay open between calls --------------------------------------------------------------
 
 _open: dict[tuple[Any, ...], Engine] = {}
@@ -442,7 +453,8 @@ def opened(run: Run, who: Player) -> Engine:
     """The player's engine, kept open until another one is needed."""
     p = run.profile
     folder: Path | None = who.adapter.folder if who.adapter else None
-    key = (who.card.name, folder, who.engine, who.quantize, p.parallel, p.threads)
+    room = _room(run) if who.engine == "llamacpp" else 0
+    key = (who.card.name, folder, who.engine, who.quantize, p.parallel, p.threads, room)
     if key not in _open:
         close_engines()
         if folder is not None:
@@ -453,25 +465,27 @@ def opened(run: Run, who: Player) -> Engine:
             engine=who.engine,
             threads=p.threads or None,
             parallel=p.parallel,
-            context=512 + max(p.tokens_choice, p.tokens_motivation, p.tokens_reasoning),
+            context=room,
             quantize=who.quantize,
         )
     return _open[key]
+
+
+def _room(run: Run) -> int:
+    """Tokens that one draw may need: the longest prompt of the run, its frame, the longest answer.
+
+    A token stands for more than two bytes of the prompts' text, whatever the tokenizer.
+    """
+    p = run.profile
+    said = [messages(s, form, run.wording) for s in run.scenarios() for form in ANSWERS]
+    longest = max(sum(len(str(m.content).encode()) for m in each) for each in said)
+    return longest // 2 + 64 + max(p.tokens_choice, p.tokens_motivation, p.tokens_reasoning)
 
 
 def close_engines() -> None:
     """Close whatever is open and give its memory back."""
     while _open:
         _open.popitem()[1].close()
-
-
-@contextmanager
-def engines() -> Iterator[None]:
-    """Close all engines at the end of the block."""
-    try:
-        yield
-    finally:
-        close_engines()
 
 
 # --- the published teacher ------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from tomlib.collect import close_engines, opened, plan, player, training_rows
+from tomlib.collect import ARM_OF, close_engines, opened, plan, player, training_rows
 from tomlib.finetune import settings, train
 from tomlib.profiles import Run
 from tomlib.reproduce import Work, asked, do, work
@@ -54,7 +54,7 @@ def measure(run: Run) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
         few = min(run.profile.n_teacher, MEASURED_DRAWS)
         changes = {"n_teacher": few, "max_steps": MEASURED_STEPS, "held_out": 0.0}
-        small = run.changed(contexts=(first,), **changes)
+        small = run.changed(contexts=(first,), sweep_contexts=(first,), **changes)
         small = replace(small, folder=Path(folder), shipped=None)
         close_engines()
         done: set[tuple[str, str, bool, bool]] = set()
@@ -105,7 +105,7 @@ def estimate(
     for role in dict.fromkeys(w.role for w in work(run)):
         mine = [w for w in work(run) if w.role == role]
         teller = "teacher" if role == "teacher" else "student"
-        arm = {"tuned": "family", "published-tuned": "published"}.get(role)
+        arm = ARM_OF.get(role)
         if arm and (arm, "step", False, False) in known.index:
             step = float(known.loc[(arm, "step", False, False), "seconds"])
             rows.append((role, "training", step * _steps(run, arm)))

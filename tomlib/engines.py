@@ -27,6 +27,7 @@ from email.utils import parsedate_to_datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,8 +65,6 @@ class Engine:
     """Engine and version, as recorded in each draw."""
     parallel: int
     """Draws that a server makes at a time; less once it has run out of context."""
-    per_draw_seeds: bool
-    """True where a draw depends on its own seed (up to rounding), so that resuming is exact."""
     prefill: str = "native"
     """How the server goes on with a started answer: native, continue_final_message or none."""
     close: Callable[[], None] = field(default=lambda: None)
@@ -75,6 +74,11 @@ class Engine:
     """How often a call that failed is made before it is an error."""
     secret: str = field(default="", repr=False)
     """The server's key: whatever the server says, it is taken out before anything is recorded."""
+
+    @property
+    def local(self) -> bool:
+        """Whether it is our own, on this machine: a draw then depends on its own seed alone."""
+        return hasattr(self.chat, "reader")
 
     def __enter__(self) -> "Engine":
         return self
@@ -194,6 +198,8 @@ def _server_options(
     extra: dict[str, Any] = {}
     if engine.prefill == "native":  # llama.cpp: top-k 40 and min-p 0.05 unless told otherwise
         extra = {"top_k": 0, "min_p": 0.0, "repeat_penalty": penalty}
+        if penalty != 1.0:  # as in Transformers, over all that was said; the server's own is 64
+            extra["repeat_last_n"] = 1 << 16
     elif engine.prefill == "continue_final_message":  # vLLM, SGLang: what the model's folder says
         extra = {"top_k": -1, "min_p": 0.0, "repetition_penalty": penalty}
         extra |= {"continue_final_message": True, "add_generation_prompt": False}
@@ -217,6 +223,7 @@ def _ask_server(
     running: dict[Future[Any], tuple[int, list[int]]] = {}
     beside: dict[Future[Any], int] = {}  # the most draws in flight while a call was
     pool = ThreadPoolExecutor(engine.parallel)
+    over = Event()
     try:
         while todo or running:
             flying = sum(len(some) for _, some in running.values())
@@ -232,7 +239,7 @@ def _ask_server(
                 some, rest = wanted[:n], wanted[n:]
                 if rest:
                     todo.append((r, rest))
-                call = pool.submit(_call, engine, requests[r], some, options)
+                call = pool.submit(_call, engine, requests[r], some, options, over)
                 flying += n
                 running[call] = r, some
                 reading.add(r)
@@ -243,8 +250,7 @@ def _ask_server(
                 try:
                     got = call.result()
                 except TomError as error:
-                    full = "ontext size" in str(error) and "llama" in engine.name
-                    if not full or level == 1:
+                    if "ontext size" not in str(error) or level == 1:
                         raise
                     engine.parallel = max(1, min(engine.parallel, level // 2))
                     got = []
@@ -255,33 +261,50 @@ def _ask_server(
                 if some[len(got) :]:
                     todo.appendleft((r, some[len(got) :]))
     finally:
+        over.set()  # an error, or Ctrl-C: nobody waits for, or pays for, what is still tried
         pool.shutdown(wait=False, cancel_futures=True)
     return [[drawn[i] for i in sorted(drawn)] for drawn in out]
 
 
 def _call(
-    engine: Engine, request: Request, some: Sequence[int], options: dict[str, Any]
+    engine: Engine, request: Request, some: Sequence[int], options: dict[str, Any], over: Event
 ) -> list[Completion]:
     """One call for some of a request's draws; at least one, and no more than asked for."""
     said = list(request.messages)
     opening = str(said[-1].content) if said[-1].type == "ai" else ""
     if opening and engine.prefill == "none":
         said = said[:-1]
-    result = served(engine, said, n=len(some), seed=request.seeds[some[0]], **options)
+    seed = request.seeds[some[0]]
+    try:
+        result = served(engine, said, over, n=len(some), seed=seed, **options)
+    except _Refused as error:
+        if len(some) == 1 or "ontext size" in str(error):
+            raise
+        # Some servers refuse `n` outright; if it is the request that they refuse, this fails too.
+        result = served(engine, said, over, n=1, seed=seed, **options)
     given = result.generations[0][: len(some)]
     used = ((result.llm_output or {}).get("token_usage") or {}).get("completion_tokens") or 0
     used = used if isinstance(used, int) and used > 0 else 0
     each = min(round(used / len(result.generations[0])), options["max_tokens"])
-    seed = request.seeds[some[0]]
     most = options["max_tokens"]
     return [_completion(g, seed, opening, each, most, engine.secret) for g in given]
 
 
-def served(engine: Engine, said: Sequence[Any], **options: Any) -> Any:
+class _Refused(TomError):
+    """The server does not take the request as it is."""
+
+
+def served(engine: Engine, said: Sequence[Any], over: Event | None = None, **options: Any) -> Any:
     """One answered call to a server; what may pass (a full or broken server) is tried again.
 
     A server that says when to come back (`Retry-After`) is taken at its word; else the waits grow,
     each by chance, so that many jobs do not come back at once.
+
+    Args:
+        engine: Who is asked.
+        said: Messages.
+        over: Once set, nothing is tried again.
+        **options: Of the request.
 
     Returns:
         LangChain's `LLMResult`, with one message at least.
@@ -289,10 +312,13 @@ def served(engine: Engine, said: Sequence[Any], **options: Any) -> Any:
     Raises:
         TomError: Refused, or no answer after `engine.attempts`.
     """
-    from tenacity import Retrying, retry_if_exception, stop_after_attempt
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_when_event_set
+    from tenacity.nap import sleep_using_event
 
+    over = over or Event()
     again = Retrying(
-        stop=stop_after_attempt(engine.attempts),
+        stop=stop_after_attempt(engine.attempts) | stop_when_event_set(over),
+        sleep=sleep_using_event(over),
         retry=retry_if_exception(_passes),
         wait=_pause,
         reraise=True,
@@ -300,7 +326,8 @@ def served(engine: Engine, said: Sequence[Any], **options: Any) -> Any:
     try:
         return again(_generate, engine, list(said), options)
     except Exception as error:
-        raise TomError(f"{engine.name}: no answer: {_short(error, engine.secret)}") from None
+        kind = _Refused if getattr(error, "status_code", None) in (400, 422) else TomError
+        raise kind(f"{engine.name}: no answer: {_short(error, engine.secret)}") from None
 
 
 def _generate(engine: Engine, said: list[Any], options: dict[str, Any]) -> Any:
@@ -436,7 +463,6 @@ def _open_llamacpp(card: Card, threads: int | None, parallel: int, context: int)
         chat,
         f"llama.cpp (xllamacpp {version('xllamacpp')})",
         parallel,
-        False,
         secret=key,
         close=holder.clear,
     )
@@ -462,7 +488,6 @@ def _open_endpoint(card: Card, parallel: int) -> Engine:
         chat,
         f"endpoint ({card.model_id or card.name})",
         parallel,
-        False,
         prefill=card.prefill,
         attempts=_patience("TOM_ATTEMPTS", 8),
         secret=key if card.api_key_env else "",
@@ -498,7 +523,7 @@ def _open_transformers(
         chat.__dict__.clear()
         gc.collect()
 
-    return Engine(chat, f"transformers {version('transformers')}", 1 << 30, True, close=close)
+    return Engine(chat, f"transformers {version('transformers')}", 1 << 30, close=close)
 
 
 def load_transformers(card: Card, *, quantize: str = "") -> tuple[Any, Any]:
@@ -601,6 +626,18 @@ def prompt_tokens(tokenizer: Any, messages: "Sequence[BaseMessage]") -> list[int
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def continuation(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text that goes on from another, as a model would generate them.
+
+    Taken alone, a text gets a space put before it by many tokenizers (SentencePiece's).
+    """
+    line = list(tokenizer("\n", add_special_tokens=False)["input_ids"])
+    both = list(tokenizer("\n" + text, add_special_tokens=False)["input_ids"])
+    if both[: len(line)] == line:
+        return both[len(line) :]
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 @dataclass
 class Prefix:
     """A prompt that has been read: its keys and values, once, and what comes next."""
@@ -634,8 +671,9 @@ class _Branches:
         self.own(owner)
         self.length = 0
         shape = (len(owner), heads, room, width)
-        self.keys = [like.new_empty(shape) for _ in prefixes[0].keys]
-        self.values = [like.new_empty(shape) for _ in prefixes[0].keys]
+        # Layer by layer, for a large model's layers lie on several devices.
+        self.keys = [layer.new_empty(shape) for layer in prefixes[0].keys]
+        self.values = [layer.new_empty(shape) for layer in prefixes[0].keys]
 
     def own(self, owner: Sequence[int]) -> None:
         """Say which prefix each row branches off; in ascending order."""
@@ -684,8 +722,30 @@ _reading: list[_Branches] = []
 """The branches that the forward pass under way belongs to: attention is called without a cache."""
 
 
+def plain_attention(model: str, options: dict[str, Any], length: int) -> None:
+    """Refuse a model whose attention does more than softmax over all that came before.
+
+    Raises:
+        TomError: It has capped scores, sinks, or a window shorter than `length` tokens, which are not
+            computed here.
+    """
+    for option in ("sliding_window", "softcap", "s_aux"):
+        known = options.get(option)
+        if known is not None and not (option == "sliding_window" and length <= known):
+            raise TomError(
+                f"{model}: its attention has {option} = {str(options[option])[:20]}, which the shared "
+                "prefix does not compute; use the engine 'llamacpp' or 'endpoint', or another model"
+            )
+
+
 def _shared_prefix_attention(
-    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **_: Any
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any,
+    scaling: float | None = None,
+    **options: Any,
 ) -> tuple[Any, None]:
     """One new token per row against a prefix that many rows share, then the row's own tokens.
 
@@ -694,6 +754,8 @@ def _shared_prefix_attention(
     """
     import torch
 
+    longest = max(len(prefix.tokens) for prefix, _, _ in _reading[-1].blocks) + key.shape[2]
+    plain_attention(type(module).__name__, options, longest)
     layer = module.layer_idx
     rows, heads, _, d = query.shape
     kv = key.shape[1]
@@ -937,7 +999,12 @@ class SharedPrefixReader:
         return list(zip(said, finish, strict=True))
 
     def option_probabilities(
-        self, tokens: list[int], options: Sequence[str], temperature: float
+        self,
+        tokens: list[int],
+        options: Sequence[str],
+        temperature: float,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
     ) -> tuple[np.ndarray, float]:
         """Exact probability that the continuation is each option, and ends there.
 
@@ -950,26 +1017,36 @@ class SharedPrefixReader:
             tokens: The prompt, opening included.
             options: Texts such as `["C", "D"]` or `["0", ..., "10"]`.
             temperature: The sampling temperature (> 0) at which the probabilities hold.
+            top_p: Nucleus; 1 is off.
+            repetition_penalty: As in Transformers; 1 is off.
 
         Returns:
             Probabilities `[options]` and their sum, the mass that the options cover.
         """
         import torch
 
+        temperature = max(temperature, 1e-6)  # at 0, whatever is most likely
         prefix = self.read(tokens)
         quoted = self.tokenizer.decode(tokens[-3:]).endswith('"')
         closing = self._quote if quoted else self._boundary
-        ids = [self.tokenizer(o, add_special_tokens=False)["input_ids"] for o in options]
+        ids = [continuation(self.tokenizer, o) for o in options]
         longest = max(map(len, ids))
         branches = _Branches([prefix], [0] * len(ids), longest)
-        logp = np.zeros(len(ids))
-        # In double: over a whole vocabulary fp32 sums are off by up to 1e-4.
-        first = torch.log_softmax(prefix.logits.double() / temperature, -1)
-        logp += np.array([float(first[i[0]]) for i in ids])
+
+        def shares(logits: Any, said: list[list[int]]) -> Any:
+            # In double: over a whole vocabulary fp32 sums are off by up to 1e-4.
+            if repetition_penalty != 1.0:
+                logits = _penalized(
+                    logits, [[*tokens, *words] for words in said], repetition_penalty
+                )
+            return _nucleus(torch.softmax(logits.double() / temperature, -1), top_p)
+
+        first = shares(prefix.logits[None], [[]])[0]
+        logp = np.array([float(torch.log(first[i[0]])) for i in ids])
         ends = torch.zeros(len(ids), device=prefix.logits.device, dtype=torch.float64)
         for at in range(longest):
             feed = [i[min(at, len(i) - 1)] for i in ids]
-            follow = torch.softmax(self.step(branches, feed).double() / temperature, -1)
+            follow = shares(self.step(branches, feed), [i[: at + 1] for i in ids])
             for row, option in enumerate(ids):
                 if at == len(option) - 1:
                     ends[row] = follow[row, closing].sum()
@@ -1011,11 +1088,7 @@ def _choose(
     at = torch.as_tensor(rows, device=logits.device)
     if temperature == 0:
         return logits.argmax(-1)[at]
-    p = torch.softmax(logits / temperature, -1)
-    if top_p < 1:
-        ordered, index = p.sort(-1, descending=True)
-        ordered[ordered.cumsum(-1) - ordered > top_p] = 0
-        p = torch.zeros_like(p).scatter(-1, index, ordered)
+    p = _nucleus(torch.softmax(logits / temperature, -1), top_p)
     # In two levels, since a running sum over the whole vocabulary costs more than the model's step
     # where rows are many: first the block, by the blocks' sums, then the token within it.
     size = p.shape[-1]
@@ -1029,6 +1102,18 @@ def _choose(
     rest = torch.minimum(u - before, within[:, -1] * (1 - 1e-12))
     token = torch.searchsorted(within, rest[:, None], right=True)[:, 0].clamp(max=BLOCK - 1)
     return block * BLOCK + token
+
+
+def _nucleus(p: Any, top_p: float) -> Any:
+    """`[rows, vocabulary]`: the most probable tokens that make up `top_p`, the rest at 0."""
+    import torch
+
+    if top_p == 1:
+        return p
+    ordered, index = p.sort(-1, descending=True)
+    ordered[ordered.cumsum(-1) - ordered > top_p] = 0
+    kept = torch.zeros_like(p).scatter(-1, index, ordered)
+    return kept / kept.sum(-1, keepdim=True)
 
 
 BLOCK = 512

@@ -14,7 +14,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,12 +24,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tomlib.engines import common_start, free_memory, load_transformers, prompt_tokens
+from tomlib import stats
+from tomlib.engines import (
+    common_start,
+    continuation,
+    free_memory,
+    load_transformers,
+    plain_attention,
+    prompt_tokens,
+)
 from tomlib.errors import TomError
 from tomlib.ledger import hold
 from tomlib.models import Card, card, weights_id
 from tomlib.profiles import Run
-from tomlib.prompts import messages, opening, prompt_id
+from tomlib.prompts import Wording, messages, opening, prompt_id
 from tomlib.scenarios import Scenario
 
 ANSWERS_PER_PROMPT = 16
@@ -86,6 +94,9 @@ def rows(run: Run, draws: pd.DataFrame) -> pd.DataFrame:
         form, text = str(draw["answer"]), str(draw["text"])
         start = opening(scenario, form, run.wording)
         cut = pd.notna(draw["new_tokens"]) and int(draw["new_tokens"]) >= limit[form]
+        if form == "choice" or not text.startswith(start):
+            # Stopped at the letter, or of a server that does not go on with a started answer.
+            text, cut = _as_asked(start, form, draw), False
         built.append(
             (
                 scenario.context.name,
@@ -103,27 +114,47 @@ def rows(run: Run, draws: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+def _as_asked(start: str, form: str, draw: Mapping[Any, Any]) -> str:
+    """What a draw says, in the words that the answer form asks for."""
+    said = {"choice": draw["choice"]}
+    if form == "choice+motivation":
+        said["motivation"] = draw["motivation"] or ""
+    if form == "reasoning+choice":
+        said = {"reasoning": draw["motivation"] or "", **said}
+    text = json.dumps(said, ensure_ascii=False)
+    if not text.startswith(start):
+        raise TomError(f"wordings.toml: answers of the form {form!r} cannot start with {start!r}")
+    return text
+
+
 def letter_rows(run: Run, counts: pd.DataFrame) -> pd.DataFrame:
     """Training rows from counts of choices: one row per scenario and letter, weighted by its count.
 
     Args:
-        run: Gives the wording.
+        run: Gives the wording; copies of the prompts in other words, to which the same distribution
+            is carried over (`published_copies`); and whether the counts or their additive fit
+            (`published_targets`) are the weights.
         counts: Columns `split, context, game, cooperate, defect`.
 
     Returns:
         Columns `ROW_COLUMNS`; nothing is held out.
     """
     where = {s.key: s for s in run.scenarios(list(dict.fromkeys(counts["split"])))}
+    keys = zip(counts["split"], counts["context"], counts["game"], strict=True)
+    counts = counts[[key in where for key in keys]]
+    if run.profile.published_targets == "additive":
+        counts = stats.additive(counts)
     built = []
-    for cell in counts.to_dict("records"):
-        scenario = where.get((cell["split"], cell["context"], cell["game"]))
-        if scenario is None:
-            continue
-        prompt = prompt_id(scenario, "choice", run.wording)
-        for letter, n in (("C", cell["cooperate"]), ("D", cell["defect"])):
-            built.append(
-                (cell["context"], cell["game"], "choice", prompt, f'{letter}"}}', True, n, False)
-            )
+    for wording in (run.wording, *run.copies):
+        for cell in counts.to_dict("records"):
+            scenario = where[(cell["split"], cell["context"], cell["game"])]
+            prompt = prompt_id(scenario, "choice", wording)
+            shares = cell["cooperate"], cell["defect"]
+            for letter, n in zip("DC" if wording.relabelled else "CD", shares, strict=True):
+                said = f'{letter}"}}'
+                built.append(
+                    (cell["context"], cell["game"], "choice", prompt, said, True, n, False)
+                )
     return pd.DataFrame(built, columns=ROW_COLUMNS)
 
 
@@ -175,7 +206,13 @@ _layouts: list[_Layout] = []
 
 
 def _answers_attention(
-    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **_: Any
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any,
+    scaling: float | None = None,
+    **options: Any,
 ) -> tuple[Any, None]:
     """The tree's attention without a mask over all of it: no product is made only to be hidden.
 
@@ -186,6 +223,7 @@ def _answers_attention(
     import torch
     import torch.nn.functional as F
 
+    plain_attention(type(module).__name__, options, query.shape[2])
     layout = _layouts[-1]
     n = layout.shared
     group = query.shape[1] // key.shape[1]
@@ -446,21 +484,22 @@ def groups_of(
         rng: A numpy Generator; None keeps file order. Prompts of one context stay side by side,
             with one group each, for they are read in one pass.
     """
-    where = {prompt_id(s, a, run.wording): (s, a) for s, a in _prompts(run, frame)}
+    where = {prompt_id(s, a, w): (s, a, w) for s, a, w in _prompts(run, frame)}
     rounds: dict[tuple[str, int], list[Group]] = {}
     for prompt, part in frame.groupby("prompt", sort=False):
-        scenario, answer = where[str(prompt)]
-        head = tuple(prompt_tokens(tokenizer, messages(scenario, answer, run.wording)))
+        scenario, answer, wording = where[str(prompt)]
+        head = tuple(prompt_tokens(tokenizer, messages(scenario, answer, wording)))
         if rng is not None:
             part = part.iloc[rng.permutation(len(part))]
-        tails: list[tuple[tuple[int, ...], float]] = []
+        weighed: dict[tuple[int, ...], float] = {}
         for row in part.to_dict("records"):
-            ids = list(tokenizer(str(row["text"]), add_special_tokens=False)["input_ids"])
+            tail, weight = continuation(tokenizer, str(row["text"])), float(row["weight"])
             if objective == "distill":
-                tails.append(((ids[0],), float(row["weight"]) / float(part["weight"].sum())))
-            else:
-                tail = [*ids, tokenizer.eos_token_id] if row["ended"] else ids
-                tails.append((tuple(tail), float(row["weight"])))
+                tail, weight = tail[:1], weight / float(part["weight"].sum())
+            elif row["ended"]:
+                tail = [*tail, tokenizer.eos_token_id]
+            weighed[tuple(tail)] = weighed.get(tuple(tail), 0.0) + weight
+        tails = list(weighed.items())
         for at in range(0, len(tails), per_prompt):
             some = tails[at : at + per_prompt]
             group = Group(head, tuple(t for t, _ in some), tuple(w for _, w in some))
@@ -472,20 +511,21 @@ def groups_of(
     return [group for part in built for group in part]
 
 
-def _prompts(run: Run, frame: pd.DataFrame) -> Iterator[tuple[Scenario, str]]:
+def _prompts(run: Run, frame: pd.DataFrame) -> Iterator[tuple[Scenario, str, Wording]]:
     forms = list(dict.fromkeys(frame["answer"]))
     for scenario in run.scenarios("in_sample"):
         for form in forms:
-            yield scenario, form
+            for wording in (run.wording, *run.copies):
+                yield scenario, form, wording
 
 
 def _batches(groups: Sequence[Group], size: int, by_rows: bool) -> Iterator[list[Group]]:
-    """Consecutive groups until `size` rows (or `size` groups) are together."""
+    """Consecutive groups until `size` rows, by their weights, or `size` groups are together."""
     batch: list[Group] = []
-    filled = 0
+    filled = 0.0
     for group in groups:
         batch.append(group)
-        filled += len(group.answers) if by_rows else 1
+        filled += sum(group.weights) if by_rows else 1
         if filled >= size:
             yield batch
             batch, filled = [], 0
@@ -750,7 +790,7 @@ def _mean_nll(model: Any, head: Any, groups: Sequence[Group], how: Settings) -> 
     import torch
 
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode: sharded parameters outlive the pass
         passes = _passes(groups, getattr(model, "module", model))
         total = sum(float(group_nll(model, some, how.temperature, head)) for some in passes)
     return total / sum(g.mass for g in groups)

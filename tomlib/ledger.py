@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tomlib.answers import OUTCOMES, read
+from tomlib.answers import OUTCOMES, GameType, read
 from tomlib.errors import TomError
 from tomlib.scenarios import nearest
 
@@ -87,6 +87,8 @@ _WHERE: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "answer": ("a name", _name),
     "prompt": ("16 hex digits", _hex),
     "temperature": ("a number of at least 0", lambda v: _number(v) and v >= 0),
+    "top_p": ("a number above 0 up to 1", lambda v: _number(v) and 0 < v <= 1),
+    "repetition_penalty": ("a number above 0", lambda v: _number(v) and v > 0),
 }
 _MADE: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "engine": ("a text", _text),
@@ -97,8 +99,6 @@ _MADE: dict[str, tuple[str, Callable[[Any], bool]]] = {
 SCHEMA: dict[Kind, dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "draws": _WHERE
     | {
-        "top_p": ("a number above 0 up to 1", lambda v: _number(v) and 0 < v <= 1),
-        "repetition_penalty": ("a number above 0", lambda v: _number(v) and v > 0),
         "max_new_tokens": ("a count", _count),
         "seed": ("a count", _count),
         "index": ("a count", _count),
@@ -121,8 +121,10 @@ SCHEMA: dict[Kind, dict[str, tuple[str, Callable[[Any], bool]]]] = {
     | _MADE,
 }
 
-READOUT_KEY = ("weights", "adapter", "prompt", "temperature", "answer")
-DRAW_KEY = (*READOUT_KEY, "top_p", "repetition_penalty", "max_new_tokens", "index")
+READOUT_KEY = (
+    "weights", "adapter", "prompt", "temperature", "top_p", "repetition_penalty", "answer",
+)  # fmt: skip
+DRAW_KEY = (*READOUT_KEY, "max_new_tokens", "index")
 _KEYS: dict[Kind, tuple[str, ...]] = {"draws": DRAW_KEY, "readouts": READOUT_KEY}
 
 
@@ -517,22 +519,20 @@ def verify(folder: Path | str) -> "pd.DataFrame":
     return pd.DataFrame(table, columns=["kind", "file", "rows", "torn", "problem"])
 
 
+def _game(row: Row) -> tuple[GameType, str, int]:
+    """What `answers.read` has to know of a draw's game: its type, how it ended, the endowment."""
+    if len(row["payoffs"]) == 3:
+        return "public_goods", "stop", int(row["payoffs"][1])
+    return "two_player", "stop", 0
+
+
 def _read_rightly(row: Row) -> bool:
     """Whether the text says what was stored; how its generation ended is not, so either will do."""
-    public = len(row["payoffs"]) == 3
-    endowment = int(row["payoffs"][1]) if public else 0
+    game, _, endowment = _game(row)
     return any(
         (found.choice, found.outcome) == (row["choice"], row["outcome"])
         for finish in ("stop", "length")
-        for found in [
-            read(
-                row["text"],
-                row["answer"],
-                "public_goods" if public else "two_player",
-                finish,
-                endowment,
-            )
-        ]
+        for found in [read(row["text"], row["answer"], game, finish, endowment)]
     )
 
 
@@ -542,14 +542,12 @@ def _frame(rows: list[Row]) -> "pd.DataFrame":
     columns: dict[str, Any] = {name: [row[name] for row in rows] for name in SCHEMA["draws"]}
     columns["payoffs"] = [tuple(payoffs) for payoffs in columns["payoffs"]]
     columns["motivation"] = [
-        read(
-            row["text"], row["answer"], "public_goods" if len(row["payoffs"]) == 3 else "two_player"
-        ).motivation
+        read(row["text"], row["answer"], *_game(row)).motivation
         if row["outcome"] == "ok" and row["answer"] != "choice"
         else None
         for row in rows
     ]
-    numbers = dict.fromkeys(["temperature", "top_p"], "float64")
+    numbers = dict.fromkeys(["temperature", "top_p", "repetition_penalty"], "float64")
     numbers |= dict.fromkeys(["max_new_tokens", "seed", "index", "new_tokens"], "int64")
     objects = ("adapter", "payoffs", "choice", "motivation", "text")
     kinds = numbers | dict.fromkeys(objects, "object")

@@ -5,7 +5,7 @@ filled, what the paper published is open or hatched; grey is what needs no model
 estimate has its uncertainty. Call `style()` once per notebook.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -321,6 +321,8 @@ def public_goods(
             model, mean = str(row["model"]), float(row["mean"])
             measured = filled and model != "published-teacher"
             look = {"color": colour(model), "alpha": 0.85} if measured else _open(colour(model))
+            if measured and model.startswith("published"):
+                look |= {"hatch": "..", "edgecolor": "white"}  # the same role in the second arm
             label = _spoken(model) + ("" if filled or published is None else " (published)")
             left.bar(len(names), mean, 0.7, yerr=row["se"], capsize=4, ecolor="#444444", **look)
             left.text(len(names), mean + 0.3, f"{mean:.2f}", ha="center", fontsize=9)
@@ -370,7 +372,10 @@ def scaled_differences(
     ax.hlines(y, tests["low"], tests["high"], color=base, linewidth=1)
     ax.hlines(y, tests["low90"], tests["high90"], color=base, linewidth=2.6)
     changed = (tests["holm"] < 0.05).to_numpy()
-    for rows, fill, label in ((changed, base, "changed (Holm)"), (~changed, "white", "not shown")):
+    for rows, fill, label in (
+        (changed, base, "changed (Holm)"),
+        (~changed, "white", "no change shown"),
+    ):
         ax.plot(
             tests["difference"][rows], y[rows], "o", mfc=fill, mec=base, ms=5, zorder=3, label=label
         )
@@ -513,6 +518,36 @@ def teacher_vs_tuned(
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     ax.set(xlabel="P(C) of the teacher", ylabel="P(C) of the student")
     ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    return ax
+
+
+def within_contexts(sides: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
+    """Tuned students' P(C) against the teacher's, both with their context's mean taken off.
+
+    Args:
+        sides: Comparisons (`alignment.compare`) by name, one marker each.
+        ax: Axes to draw on; new ones unless given.
+    """
+    ax = ax or plt.subplots(figsize=(5.6, 4.4))[1]
+    shades = _shades(TUNED, len(sides))[::-1]
+    for number, (name, side) in enumerate(sides.items()):
+        known = side.dropna(subset=["teacher", "tuned"])
+        means = known.groupby(["split", "context"])[["teacher", "tuned"]].transform("mean")
+        left = known[["teacher", "tuned"]] - means
+        ax.plot(
+            left["teacher"],
+            left["tuned"],
+            _MARKERS[number % len(_MARKERS)],
+            color=shades[number],
+            mec="#444444",
+            ms=7,
+            label=name,
+        )
+    reach = max(map(abs, ax.get_xlim()))
+    ax.plot([-reach, reach], [-reach, reach], color="#767676", linewidth=0.8)
+    ax.axhline(0, color="#767676", linewidth=0.8, linestyle=":")
+    ax.set(xlabel="teacher, from its context's mean", ylabel="tuned student, likewise")
+    ax.legend()
     return ax
 
 

@@ -31,6 +31,8 @@ CHAPTERS = (
 )
 PAGES = ("00-games", "index", "status")
 """Notebooks beside the chapters: the games, the front page, what the run took."""
+EXTRAS = ("09-reading-the-game", "10-learning-curve")
+"""Chapters that train further students: run by name, no part of reproducing a run."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Profile:
     published_learning_rate: float
     published_epochs: int
     published_batch: int
+    published_targets: str
+    published_copies: tuple[str, ...]
     threads: int
     parallel: int
     margin: float = 0.1
@@ -107,6 +111,7 @@ _ONE_OF: dict[str, tuple[str, ...]] = {
     "student_answer": ANSWERS,
     "objective": ("sft", "distill"),
     "published_objective": ("sft", "distill"),
+    "published_targets": ("counts", "additive"),
 }
 
 
@@ -193,6 +198,7 @@ def _shown(value: object) -> str:
 
 
 def _check(profile: Profile) -> None:
+    """Refuse what cannot work, before it has cost anything."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}", profile.name):  # it names a folder
         raise TomError(
             f"name = {profile.name[:80]!r} must be up to 60 letters, digits, dots, - or _, a letter "
@@ -214,6 +220,11 @@ def _check(profile: Profile) -> None:
         raise TomError(f"top_p = {profile.top_p} must be at most 1")
     if not profile.temperature <= 10:
         raise TomError(f"temperature = {profile.temperature} must be at most 10")
+    if not profile.tokens_choice < min(profile.tokens_motivation, profile.tokens_reasoning):
+        raise TomError(
+            f"tokens_choice = {profile.tokens_choice} must be below tokens_motivation and "
+            "tokens_reasoning: a draw that stops at the choice is told from a whole one by its limit"
+        )
     for key, allowed in _ONE_OF.items():
         if getattr(profile, key) not in allowed:
             raise TomError(
@@ -242,6 +253,11 @@ class Run:
         """The profile's wording."""
         source = Path(self.profile.prompts_from) if self.profile.prompts_from else None
         return load_wording(self.profile.wording, prompts_from=source)
+
+    @cached_property
+    def copies(self) -> list[Wording]:
+        """The wordings in which the published arm's prompts are told again in training."""
+        return [load_wording(name) for name in self.profile.published_copies]
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -305,6 +321,9 @@ def new_run(profile: Profile, *, replay: bool = True, chapter: str = "") -> Run:
     )
 
 
+_parameters: dict[int, set[str]] = {}
+"""Names that were a notebook's parameters when it opened its run for the first time."""
+
 _NOTEBOOK_OWN = {"In", "Out", "exit", "quit", "open", "get_ipython"}
 
 
@@ -321,7 +340,7 @@ def open_run(chapter: str, namespace: Mapping[str, Any]) -> Run:
     Raises:
         TomError: Unknown chapter; an unknown or wrongly typed parameter.
     """
-    known = (*CHAPTERS, *PAGES)
+    known = (*CHAPTERS, *PAGES, *EXTRAS)
     if chapter not in known:
         raise TomError(f"chapter {chapter!r} is unknown{nearest(chapter, known)}")
     simple = (str, int, float, bool, list, tuple, dict, type(None))
@@ -330,6 +349,10 @@ def open_run(chapter: str, namespace: Mapping[str, Any]) -> Run:
         for key, value in namespace.items()
         if not key.startswith("_") and key not in _NOTEBOOK_OWN and isinstance(value, simple)
     }
+    # Run again in the same kernel, what the cells below have made stands among the parameters.
+    first = _parameters.setdefault(id(namespace), set(given))
+    settings = {"profile", "replay", *get_type_hints(Profile)}
+    given = {key: value for key, value in given.items() if key in first | settings}
     name, replay = given.pop("profile", "quick"), given.pop("replay", True)
     if not isinstance(name, str):
         raise TomError(f"parameter profile = {_shown(name)} must be str, not {type(name).__name__}")

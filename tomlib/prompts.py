@@ -37,6 +37,8 @@ class Wording:
     two_player: str
     public_goods: str
     answers: Mapping[str, Mapping[str, str]] = field(hash=False)
+    relabelled: bool = False
+    """C stands for what is D elsewhere: the shares of C and D are exchanged."""
     verbatim: Path | None = None
     """A checkout of the authors' repository whose texts stand in for ours (`prompts_from`)."""
 
@@ -72,7 +74,7 @@ def load_wording(
     """The wording of that name.
 
     Args:
-        name: A `[game.NAME]` entry of `wordings.toml`.
+        name: A `[game.NAME]` or `[copy.NAME]` entry of `wordings.toml`.
         folder: The scenarios folder; the repository's `data/scenarios` unless given.
         prompts_from: A checkout of the authors' repository: its verbatim context and game texts
             are used in place of ours, through the same renderer.
@@ -81,7 +83,8 @@ def load_wording(
         TomError: The file or an entry is missing or malformed.
     """
     path, data = _file(folder)
-    games = _table(data, "game", path)
+    copies = _table(data, "copy", path) if "copy" in data else {}
+    games = _table(data, "game", path) | copies
     if name not in games:
         raise TomError(f"{path}: no wording [game.{name}]{nearest(name, games)}")
     answers: dict[str, dict[str, str]] = {}
@@ -96,6 +99,9 @@ def load_wording(
     for label, entry in ((f"game.{name}", two_player), ("public_goods.fund", public)):
         if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
             raise TomError(f"{path}: [{label}] needs a text 'text'")
+    relabelled = two_player.get("relabelled", False)
+    if not isinstance(relabelled, bool):
+        raise TomError(f"{path}: [copy.{name}] relabelled must be true or false")
     stated = _placeholders(f"{path}: [game.{name}]", two_player["text"], "RSTP")
     for letter in "RSTP":
         if letter not in stated:
@@ -108,6 +114,7 @@ def load_wording(
         two_player["text"].strip(),
         public["text"].strip(),
         answers,
+        relabelled,
         Path(prompts_from) if prompts_from is not None else None,
     )
 
@@ -146,7 +153,10 @@ def messages(scenario: Scenario, answer: str, wording: Wording) -> "list[BaseMes
     return template.format_messages(
         context=wording.context_text(scenario),
         game=wording.game_text(scenario),
-        question=_form(answer, wording)[scenario.game_type],
+        # Not a template: the braces of a question are those of the JSON that it asks for.
+        question=_form(answer, wording)[scenario.game_type].replace(
+            "{endowment}", str(scenario.endowment)
+        ),
         opening=opening(scenario, answer, wording),
     )
 

@@ -17,6 +17,8 @@ import pandas as pd
 from tomlib.collect import Player, condition, opened, player, published_distribution, shard_name
 from tomlib.engines import Engine, served
 from tomlib.errors import TomError
+from tomlib.ledger import READOUT_KEY
+from tomlib.models import card
 from tomlib.profiles import Run
 from tomlib.prompts import messages
 from tomlib.scenarios import Scenario
@@ -34,15 +36,24 @@ GOODS_COLUMNS = [
     "coverage",
 ]
 
-KEY = ("weights", "adapter", "prompt", "temperature")
-"""What tells a readout from every other readout."""
-
 
 def options(scenario: Scenario) -> list[str]:
     """What can be chosen: `["C", "D"]`, or the whole contributions from 0 to the endowment."""
     if scenario.game_type == "public_goods":
-        return [str(i) for i in range(int(getattr(scenario.game, "endowment", 10)) + 1)]
+        return [str(i) for i in range(scenario.endowment + 1)]
     return ["C", "D"]
+
+
+def has_exact(run: Run, role: str, answer: str) -> bool:
+    """Whether a role's choices have exact probabilities in an answer form.
+
+    Not where the choice comes after the reasons, nor from a server that cannot go on with a started
+    answer.
+    """
+    teacher, student = card(run.profile.teacher), card(run.profile.student)
+    who = teacher if role == "teacher" else student
+    mute = who.kind == "endpoint" and who.prefill == "none"
+    return answer != "reasoning+choice" and not mute
 
 
 def readout(
@@ -59,8 +70,8 @@ def readout(
         run: Profile and ledger.
         role: Who (see `collect.ROLES`).
         scenarios: Two-player scenarios, or public goods ones (not both at once).
-        answer: A letter-first answer form. With `reasoning+choice` the choice depends on what was
-            reasoned; see `reasoned`.
+        answer: A letter-first answer form: with `reasoning+choice` the choice depends on what was
+            reasoned.
         progress: Whether to show a bar.
 
     Returns:
@@ -69,12 +80,11 @@ def readout(
         normalized likewise.
 
     Raises:
-        TomError: `reasoning+choice`; temperature 0; scenarios of both kinds; no mass on any option.
+        TomError: No exact probabilities are to be had (see `has_exact`); scenarios of both kinds; no
+            mass on any option.
     """
     if answer == "reasoning+choice":
         raise TomError("answer 'reasoning+choice' has no exact readout: its choice comes last")
-    if run.profile.temperature <= 0:
-        raise TomError("temperature = 0 has no choice distribution to read; use a positive one")
     kinds = {s.game_type for s in scenarios}
     if len(kinds) != 1:
         raise TomError("readout: ask for two-player scenarios or public goods ones, not both")
@@ -109,10 +119,11 @@ def held_readouts(
             total = sum(counts.values())
             found[s] = {o: counts.get(_as_choice(o), 0) / total for o in options(s)}, 1.0
         return found
-    lines = {tuple(line[k] for k in KEY): line for line in run.ledger.readouts()}
+    key = [name for name in READOUT_KEY if name != "answer"]  # the prompt says it too
+    lines = {tuple(line[k] for k in key): line for line in run.ledger.readouts()}
     for s in scenarios:
         where = condition(run, who, s, answer)
-        line = lines.get(tuple(where[k] for k in KEY))
+        line = lines.get(tuple(where[k] for k in key))
         if line is not None:
             found[s] = dict(line["p"]), float(line["coverage"])
     return found
@@ -145,7 +156,14 @@ def _read_all(
     for s in bar:
         where = condition(run, who, s, answer)
         said = messages(s, answer, run.wording)
-        p, coverage = option_probabilities(engine, said, options(s), run.profile.temperature)
+        p, coverage = option_probabilities(
+            engine,
+            said,
+            options(s),
+            where["temperature"],
+            where["top_p"],
+            where["repetition_penalty"],
+        )
         line = {
             "model": who.card.name,
             "weights": where["weights"],
@@ -156,7 +174,9 @@ def _read_all(
             "payoffs": [float(x) for x in s.game.payoffs],
             "answer": answer,
             "prompt": where["prompt"],
-            "temperature": run.profile.temperature,
+            "temperature": where["temperature"],
+            "top_p": where["top_p"],
+            "repetition_penalty": where["repetition_penalty"],
             "p": {o: round(float(v), 9) for o, v in zip(options(s), p, strict=True)},
             "coverage": round(float(coverage), 9),
             "engine": engine.name,
@@ -166,7 +186,12 @@ def _read_all(
 
 
 def option_probabilities(
-    engine: Engine, said: Sequence[Any], choices: Sequence[str], temperature: float
+    engine: Engine,
+    said: Sequence[Any],
+    choices: Sequence[str],
+    temperature: float,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
 ) -> tuple[np.ndarray, float]:
     """Probability of each option as the answer's next word, and the mass that they cover.
 
@@ -179,26 +204,42 @@ def option_probabilities(
         said: Messages, the opening last.
         choices: The options' texts.
         temperature: Temperature at which the probabilities hold.
+        top_p: Nucleus; a server is read without one.
+        repetition_penalty: As in Transformers; a server is read without one.
 
     Returns:
         Probabilities `[options]`, coverage.
 
     Raises:
-        TomError: The server gives no usable log probabilities.
+        TomError: The server gives no usable log probabilities, cannot go on with a started answer,
+            or is asked for a nucleus or a penalty.
     """
     reader = getattr(engine.chat, "reader", None)
     if reader is not None:
         from tomlib.engines import prompt_tokens
 
         tokens = prompt_tokens(reader.tokenizer, said)
-        exact: tuple[np.ndarray, float] = reader.option_probabilities(tokens, choices, temperature)
+        exact: tuple[np.ndarray, float] = reader.option_probabilities(
+            tokens, choices, temperature, top_p, repetition_penalty
+        )
         return exact
+    if engine.prefill == "none":
+        raise TomError(
+            f"{engine.name}: no exact probabilities, for this server cannot go on with a started "
+            "answer (prefill = 'none'); serve the model with llama.cpp, vLLM or SGLang for them"
+        )
+    if top_p < 1 or repetition_penalty != 1:
+        raise TomError(
+            f"{engine.name}: a server's probabilities hold for top_p = 1 and repetition_penalty = 1 "
+            "alone; set both, or teacher_engine = 'transformers'"
+        )
     first = _next_token(engine, said, temperature)
     p = {o: first.get(o, 0.0) for o in choices}
-    for longer in [o for o in choices if len(o) > 1 and p[o] == 0 and p.get(o[0], 0) > 0]:
-        head, tail = longer[0], longer[1:]
+    split = [o for o in choices if len(o) > 1 and p[o] == 0 and p.get(o[0], 0) > 0]
+    for head in dict.fromkeys(o[0] for o in split):  # 1, of 10 or 12: what follows the digit?
         later = _next_token(engine, [*said[:-1], _longer(said[-1], head)], temperature)
-        p[longer] = p[head] * later.get(tail, 0.0)
+        for longer in (o for o in split if o[0] == head):
+            p[longer] = p[head] * later.get(longer[1:], 0.0)
         p[head] *= 1 - sum(v for t, v in later.items() if t[:1].isdigit())
     if str(said[-1].content).endswith('"'):  # a quoted option ends with its quote
         for o in choices:
@@ -217,8 +258,10 @@ def _next_token(engine: Engine, said: Sequence[Any], temperature: float) -> dict
 
     Beyond the top candidates nothing is known; their mass at temperature 1 bounds what is missing.
     """
-    extra = {"continue_final_message": True, "add_generation_prompt": False}
-    options: dict[str, Any] = {"extra_body": extra if engine.prefill != "native" else {}}
+    extra: dict[str, Any] = {}
+    if engine.prefill == "continue_final_message":
+        extra = {"continue_final_message": True, "add_generation_prompt": False}
+    options: dict[str, Any] = {"extra_body": extra}
     options |= {"max_tokens": 1, "temperature": 1.0, "logprobs": True, "top_logprobs": 20}
     result = served(engine, said, **options)
     try:
@@ -239,7 +282,8 @@ def _next_token(engine: Engine, said: Sequence[Any], temperature: float) -> dict
         )
     p = np.where(np.isfinite(logp), np.exp(logp), 0.0)
     rest = max(0.0, 1.0 - float(p.sum()))
-    warm = p ** (1 / temperature)
+    sharp = 1 / max(temperature, 1e-6)  # at 0, whatever is most likely
+    warm = (p / p.max()) ** sharp
     # The unseen rest is taken as one candidate: at temperatures below 1 that overstates its share.
-    share = warm / (warm.sum() + rest ** (1 / temperature))
+    share = warm / (warm.sum() + min(1.0, rest / p.max()) ** sharp)
     return {token: float(v) for (token, _), v in zip(top, share, strict=True)}

@@ -27,14 +27,14 @@ import pandas as pd
 from filelock import FileLock
 
 from tomlib import __version__
-from tomlib.collect import close_engines, collect, plan, stops_early, tuned_adapter
+from tomlib.collect import ARM_OF, close_engines, collect, plan, stops_early, tuned_adapter
 from tomlib.errors import TomError
 from tomlib.finetune import settings
 from tomlib.ledger import hold
 from tomlib.models import card, fetch, transformers_folder, weights_id
 from tomlib.profiles import CHAPTERS, PAGES, Run
 from tomlib.prompts import prompt_id, wording_names
-from tomlib.readout import held_readouts, readout
+from tomlib.readout import has_exact, held_readouts, readout
 from tomlib.scenarios import SPLITS, Scenario, root
 
 PACKAGES = (
@@ -71,7 +71,7 @@ def work(run: Run) -> list[Work]:
     """
     p = run.profile
     splits = [s for s in SPLITS if _scenarios(run, s)]
-    live = card(p.teacher).kind != "published"
+    live = card(p.teacher).kind != "published"  # published counts are taken as they are
     todo: list[Work] = []
     if live:
         form = p.teacher_answer
@@ -81,9 +81,9 @@ def work(run: Run) -> list[Work]:
         if form != "choice":
             todo += [Work("teacher", "in_sample", "choice", n) for n in (p.n, 0)]
         todo += [
-            Work("teacher", "in_sample", form, 0, wording=name)
+            Work("teacher", "in_sample", each, 0, wording=name)
             for name in wording_names()
-            for form in ("choice", "choice+motivation")
+            for each in ("choice", "choice+motivation")
             if not p.prompts_from
         ]
         if p.n_reasoning and form != "reasoning+choice":
@@ -92,7 +92,7 @@ def work(run: Run) -> list[Work]:
     for role in roles:
         for split in splits:
             todo += [Work(role, split, p.student_answer, n) for n in (p.n, 0)]
-    return [w for w in todo if w.n or w.answer != "reasoning+choice"]
+    return [w for w in todo if w.n or has_exact(run, w.role, w.answer)]
 
 
 def _scenarios(run: Run, split: str) -> list[Scenario]:
@@ -187,28 +187,27 @@ def steps(run: Run, shards: str = "model") -> list[Step]:
         raise TomError(f"shards = {shards!r} is unknown; it is 'model' or 'context'")
     p = run.profile
     todo = work(run)
-    arms = {"tuned": "family", "published-tuned": "published"}
     trained = {arm: _digest(_training(run, arm)) for arm in run.arms}
-    marks = {w: _digest(_decides(run, w), trained.get(arms.get(w.role, ""))) for w in todo}
-    live = [
-        name for name in dict.fromkeys([p.teacher, p.student]) if card(name).kind != "published"
-    ]
-    found = [Step(f"weights/{name}", (), _digest(weights_id(card(name)))) for name in live]
+    marks = {w: _digest(_decides(run, w), trained.get(ARM_OF.get(w.role, ""))) for w in todo}
+    names = dict.fromkeys([p.teacher, p.student])
+    here = [name for name in names if card(name).kind not in ("published", "endpoint")]
+    found = [Step(f"weights/{name}", (), _digest(weights_id(card(name)))) for name in here]
     draws: dict[str, list[str]] = {}
     for role in dict.fromkeys(w.role for w in todo):
-        before = [f"weights/{p.teacher if role == 'teacher' else p.student}"]
-        if role in arms:
-            before.append(f"adapter/{arms[role]}")
+        name = p.teacher if role == "teacher" else p.student
+        before = [f"weights/{name}"] if name in here else []
+        if role in ARM_OF:
             rows = draws.get("teacher", []) if role == "tuned" else []
-            after = (f"weights/{p.student}", *rows)
-            found.append(Step(f"adapter/{arms[role]}", after, trained[arms[role]]))
+            adapter = f"adapter/{ARM_OF[role]}"
+            found.append(Step(adapter, (*before, *rows), trained[ARM_OF[role]]))
+            before = [*before, adapter]
         draws[role] = []
         mine = [w for w in todo if w.role == role]
         contexts = [s.context.name for w in mine for s in asked(run, w)]
         for context in dict.fromkeys(contexts) if shards == "context" else [""]:
             name = "/".join(["draws", role, context]).rstrip("/")
             some = [w for w in mine if not context or asked(run, w, context)]
-            built_on = trained.get(arms.get(role, ""))
+            built_on = trained.get(ARM_OF.get(role, ""))
             mark = _digest(built_on, *[_decides(run, w, context) for w in some])
             found.append(Step(name, tuple(before), mark))
             draws[role].append(name)
@@ -216,6 +215,8 @@ def steps(run: Run, shards: str = "model") -> list[Step]:
         if not (root() / "notebooks" / f"{chapter}.ipynb").is_file():
             continue
         used = [w for w in todo if reads(run, chapter, w)]
+        if not used and chapter[:2] in ("04", "05", "06", "07"):
+            continue  # the profile's contexts and games leave nothing of its split
         after = tuple(d for role in dict.fromkeys(w.role for w in used) for d in draws[role])
         said: list[Any] = [p.name, p.label, *(marks[w] for w in used)]
         if chapter.startswith("03"):
@@ -248,9 +249,9 @@ def do_step(run: Run, name: str, parameters: Mapping[str, Any]) -> None:
             engines = {(p.teacher, p.teacher_engine), (p.student, p.student_engine)}
             if any(c == rest and (e or card(c).engine) == "transformers" for c, e in engines):
                 transformers_folder(card(rest))
-    elif kind == "draws" and role in {w.role for w in work(run)}:
+    elif kind == "draws" and any(w.role == role and asked(run, w, context) for w in work(run)):
         for w in work(run):
-            if w.role == role:
+            if w.role == role and asked(run, w, context):
                 with _stage(run, f"{w.name} {context}".rstrip()):
                     do(run, w, context)
     elif kind == "adapter" and rest in run.arms:
@@ -260,7 +261,7 @@ def do_step(run: Run, name: str, parameters: Mapping[str, Any]) -> None:
         with _stage(run, f"chapter {rest}"):
             run_chapters(run, [rest], parameters, replay=run.shipped is not None)
     elif name == "book":
-        with _stage(run, "book"):
+        with hold(run.folder / "locks" / "book", run.folder / "book"), _stage(run, "book"):
             build_book(run.folder / "notebooks", run.folder / "book")
     else:
         raise TomError(f"step {name!r}: profile {run.profile.name!r} has no such step")
@@ -316,7 +317,9 @@ def _training(run: Run, arm: str) -> Any:
     """Everything that decides an arm's adapter."""
     p = run.profile
     how = settings(run, arm).__dict__
-    rows: Any = [prompt_id(s, "choice", run.wording) for s in run.scenarios("in_sample")]
+    here = run.scenarios("in_sample")
+    rows: Any = [prompt_id(s, "choice", w) for w in (run.wording, *run.copies) for s in here]
+    rows.append(p.published_targets)
     name = p.published_teacher if arm == "published" else p.teacher
     if arm == "family" and card(name).kind != "published":
         drawn = Work("teacher", "in_sample", p.teacher_answer, p.n_teacher, letter_only=False)
@@ -331,7 +334,7 @@ def reads(run: Run, chapter: str, w: Work) -> bool:
     splits = {"04": ["in_sample"], "05": ["in_sample", "new_contexts"], "07": ["public_goods"]}
     splits["06"] = ["in_sample", "scaled_games"]
     if chapter == "index":
-        return w.n > 0
+        return w.n > 0 or compared
     if chapter.startswith("01"):
         first = w.role in ("teacher", "student") and w.split == "in_sample"
         return first and (compared or w.wording != "")
@@ -372,26 +375,27 @@ def run_chapters(
         if not source.is_file():
             raise TomError(f"chapter {chapter!r}: no file {source}")
         half = target.with_suffix(".part.ipynb")
-        try:
-            papermill.execute_notebook(
-                str(source),
-                str(half),
-                parameters=given,
-                cwd=str(root()),
-                kernel_name="python3",
-                progress_bar={"desc": chapter},
-                log_output=False,
-            )
-        except papermill.PapermillExecutionError as error:
-            raise TomError(f"chapter {chapter}: {error.ename}: {error.evalue}") from None
-        except RuntimeError as error:  # the kernel ended: killed, or out of memory
-            said = str(error) or type(error).__name__
-            raise TomError(
-                f"chapter {chapter}: its kernel has ended ({said}); if memory ran out, free some; "
-                "the same command goes on from here"
-            ) from None
-        _hide_as_parameters(half)
-        os.replace(half, target)
+        with hold(run.folder / "locks" / f"chapter--{chapter}", target):
+            try:
+                papermill.execute_notebook(
+                    str(source),
+                    str(half),
+                    parameters=given,
+                    cwd=str(root()),
+                    kernel_name="python3",
+                    progress_bar={"desc": chapter},
+                    log_output=False,
+                )
+            except papermill.PapermillExecutionError as error:
+                raise TomError(f"chapter {chapter}: {error.ename}: {error.evalue}") from None
+            except RuntimeError as error:  # the kernel ended: killed, or out of memory
+                said = str(error) or type(error).__name__
+                raise TomError(
+                    f"chapter {chapter}: its kernel has ended ({said}); if memory ran out, free "
+                    "some; the same command goes on from here"
+                ) from None
+            _hide_as_parameters(half)
+            os.replace(half, target)
         out.append(target)
     return out
 
@@ -479,21 +483,27 @@ def ship(folder: Path, to: Path) -> Path:
         to: Where it goes, such as `data/runs/NAME`; what is there is replaced.
 
     Raises:
-        TomError: The run has no manifest.
+        TomError: The run has no manifest; one folder lies in the other.
     """
     import gzip
 
     read_manifest(folder)
+    here, there = folder.resolve(), to.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise TomError(f"{to}: is {folder} itself, or one holds the other; name another place")
     if to.exists() and not (to / "manifest.json").is_file():
         raise TomError(f"{to}: there already and no shipped run, which alone is replaced")
     half = to.with_name(to.name + ".part")
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir(parents=True)
     for kind in ("draws", "readouts"):
-        for shard in sorted((folder / kind).glob("*.jsonl")):
+        for shard in sorted((folder / kind).glob("*.jsonl*")):
             (half / kind).mkdir(parents=True, exist_ok=True)
-            packed = gzip.compress(shard.read_bytes(), 9, mtime=0)
-            (half / kind / f"{shard.name}.gz").write_bytes(packed)
+            if shard.suffix == ".gz":
+                shutil.copy2(shard, half / kind / shard.name)
+            else:
+                packed = gzip.compress(shard.read_bytes(), 9, mtime=0)
+                (half / kind / f"{shard.name}.gz").write_bytes(packed)
     for adapter in sorted((folder / "adapters").glob("*/training.json")):
         shutil.copytree(adapter.parent, half / "adapters" / adapter.parent.name)
     shutil.copy2(folder / "manifest.json", half / "manifest.json")
@@ -536,7 +546,7 @@ def verify_run(folder: Path) -> pd.DataFrame:
         if not isinstance(said, dict) or weights_id(card(name)) != said.get("weights"):
             problems.append(("manifest.json", f"weights of {name} differ from its card"))
     for arm in run.arms:
-        role = "tuned" if arm == "family" else "published-tuned"
+        role = next(role for role, of in ARM_OF.items() if of == arm)
         tuned = player_if_ready(run, role)
         if tuned is None or tuned.adapter is None:
             problems.append(

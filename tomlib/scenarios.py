@@ -12,7 +12,10 @@ game added there appears in the splits without any change to the code.
 """
 
 import difflib
+import os
 import re
+import shutil
+import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -62,6 +65,11 @@ class Scenario:
     def game_type(self) -> Literal["two_player", "public_goods"]:
         """What is answered: a letter (`two_player`) or a contribution (`public_goods`)."""
         return self.game.game_type
+
+    @property
+    def endowment(self) -> int:
+        """The largest contribution, in dollars; 0 where a letter is the answer."""
+        return self.game.endowment if isinstance(self.game, PublicGoodsGame) else 0
 
     def __str__(self) -> str:
         return self.name
@@ -325,14 +333,21 @@ def _append(file: str, text: str, folder: Path | str | None) -> Path:
     path = folder / file
     load(folder)
     before = path.read_bytes()
+    half = path.with_name(path.name + ".part")
     try:
-        path.write_bytes(before.rstrip() + b"\n" + text.encode())
-        load(folder)
+        half.write_bytes(before.rstrip() + b"\n" + text.encode())
+        with tempfile.TemporaryDirectory() as trial:
+            for each in folder.glob("*.toml"):
+                shutil.copy2(half if each == path else each, Path(trial) / each.name)
+            try:
+                load(trial)
+            except TomError as error:
+                raise TomError(str(error).replace(trial, str(folder))) from None
+        os.replace(half, path)
     except OSError as error:
         raise TomError(f"{path}: cannot be written ({error.strerror})") from None
-    except TomError:
-        path.write_bytes(before)
-        raise
+    finally:
+        half.unlink(missing_ok=True)
     return path
 
 
@@ -376,6 +391,12 @@ def _games(
     games: list[Game] = []
     for where, entry in _entries(path, "game", raw, _GAME_FIELDS):
         games.append(_two_player(where, entry))
+        for other in games[:-1]:
+            if other.payoffs == games[-1].payoffs:
+                raise TomError(
+                    f"{where}: has the payoffs of {other.name!r}, so it is the same game; "
+                    "give it others"
+                )
     by_name = {context.name: context for context in contexts}
     places: dict[str, Context] = {}
     for where, entry in _entries(path, "public_goods", raw, _FUND_FIELDS):

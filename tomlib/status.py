@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from tomlib.collect import ARM_OF
 from tomlib.profiles import CHAPTERS, Run
 from tomlib.reproduce import read_manifest, reads, work
 
@@ -37,9 +38,8 @@ def needs(run: Run, chapter: str) -> list[str]:
     """
     used = [w for w in work(run) if reads(run, chapter, w)]
     roles = {w.role for w in used}
-    arms = {"tuned": "family", "published-tuned": "published"}
     trained = [
-        r for r, arm in arms.items() if arm in run.arms and (r in roles or chapter[:2] == "03")
+        r for r, arm in ARM_OF.items() if arm in run.arms and (r in roles or chapter[:2] == "03")
     ]
     rows = [w for w in work(run) if not w.letter_only and "tuned" in trained]
     return list(

@@ -16,12 +16,15 @@ from sphinx.util.docutils import SphinxRole
 PDF = "tom-book.pdf"
 """Where `make pdf` puts the whole book, beside the front page's redirect."""
 
+COUNTS, GOODS = "data/published/cooperation_counts.csv", "data/published/public_goods.csv"
 DATA = {
     "notebooks/00-games": ["data/scenarios/games.toml"],
-    "notebooks/08-published-results": ["data/published/cooperation_counts.csv"],
+    "notebooks/02-teacher-querying": ["draws"],
+    "notebooks/07-public-goods": ["draws", GOODS],
+    "notebooks/08-published-results": [COUNTS, GOODS, "data/published/table1_as_printed.csv"],
     "notebooks/status": ["manifest.json"],
 }
-"""The files behind a notebook's outputs; the run's ledger unless said otherwise."""
+"""The files behind a notebook's outputs; the run's ledger and the paper's counts unless said here."""
 
 
 def findings(path: Path) -> dict[str, str]:
@@ -43,13 +46,16 @@ def runs(app: Any) -> dict[str, Path]:
 
 
 def ledgers(app: Any) -> None:
-    """Pack the draws and exact probabilities of each run into one file for download."""
+    """Pack draws, exact probabilities and training logs of each run into one file for download."""
     for name, manifest in runs(app).items():
         target = Path(app.srcdir, "_build", "data", f"{name}-draws.zip")
         target.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(target, "w") as packed:
-            for path in sorted(manifest.parent.glob("[dr][re]*s/*.jsonl.gz")):
-                entry = zipfile.ZipInfo(f"{name}/{path.parent.name}/{path.name}")
+            held = [*manifest.parent.glob("[dr][re]*s/*.jsonl.gz")]
+            held += [*manifest.parent.glob("adapters/*/log.csv")]
+            held += [*manifest.parent.glob("adapters/*/training.json")]
+            for path in sorted(held):
+                entry = zipfile.ZipInfo(f"{name}/{path.relative_to(manifest.parent)}")
                 packed.writestr(entry, path.read_bytes())
             packed.writestr(zipfile.ZipInfo(f"{name}/manifest.json"), manifest.read_bytes())
 
@@ -72,9 +78,9 @@ def data_of(app: Any, docname: str) -> list[tuple[str, str]]:
     name = run_name(Path(app.env.doc2path(docname)))
     held = runs(app).get(name)
     found = []
-    for file in DATA.get(docname, ["draws"]):
+    for file in DATA.get(docname, ["draws", COUNTS]):
         if file == "draws" and held is not None:
-            found.append((f"draws of the run {name}", f"/_build/data/{name}-draws.zip"))
+            found.append((f"ledger of the run {name}", f"/_build/data/{name}-draws.zip"))
         elif file == "manifest.json" and held is not None:
             found.append(("manifest.json", f"/data/runs/{name}/manifest.json"))
         elif Path(app.srcdir, file).is_file():
@@ -108,7 +114,7 @@ def link_outputs(app: Any, doctree: nodes.document) -> None:
         index = int(cell["cell_index"])
         if not outputs or not _shows(outputs[0]):
             continue
-        anchor = f"cell-{index}"
+        anchor = f"{path.stem}-cell-{index}"  # the PDF is one page
         cell["ids"].append(anchor)
         made = nodes.paragraph("", "", classes=["made-by"])
         hidden = {"remove-input", "remove-cell"} & set(cells[index]["metadata"].get("tags", []))

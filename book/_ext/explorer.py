@@ -33,7 +33,7 @@ TITLES = {
     "student": "Student",
     "tuned": "Tuned student",
     "published-teacher": "Published teacher",
-    "published-tuned": "Student tuned on the published teacher",
+    "published-tuned": "Tuned student (published arm)",
 }
 PAPER = {
     "teacher": "The paper's teacher (Llama-2-70b)",

@@ -31,8 +31,10 @@ const pages = {names};
 const path = decodeURIComponent(location.pathname);
 const folders = /\\/(notebooks|book|_modules|_static)\\/.*$/;
 let root = path.endsWith("/404.html") ? path.slice(0, -8) : path.replace(folders, "/");
-const project = location.hostname.endsWith(".github.io") ? path.split("/")[1] + "/" : "";
-if (root === path) root = "/" + project;
+// On GitHub's pages the first folder is the project's; a site of a user's own has none.
+const first = /^\\/[^/.]+\\//.exec(path);
+const project = location.hostname.endsWith(".github.io") && first ? first[0] : "/";
+if (root === path) root = project;
 for (const link of document.links) link.href = root + link.getAttribute("href");
 document.forms[0].action = root + "search.html";
 const letters = text => new Set(text.toLowerCase().match(/[a-z0-9]{{2,}}/g) || []);

@@ -142,7 +142,7 @@
       .map((role) => ({
         role,
         title: data.models[role].title,
-        label: data.models[role].title,
+        label: data.models[role].title.replace(/ \(.*/, ""), // the arm is chosen above
         card: data.models[role].card,
         colour: data.models[role].colour,
         open: data.models[role].published,
@@ -490,8 +490,9 @@
         "p",
         {},
         `The first ${said.shown.length} of ${said.given} motivations, from ${said.asked} draws of ` +
-          `${data.models.teacher.card}; the student was tuned on these answers. They are shown as the ` +
-          "model wrote them and may be wrong about the game.",
+          `${data.models.teacher.card}, the family arm's teacher` +
+          (state.arm === "family" ? "; its student was tuned on these answers" : "") +
+          ". They are shown as the model wrote them and may be wrong about the game.",
       ),
       make(
         "ul",
