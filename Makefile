@@ -6,6 +6,7 @@
 #   make test                       lint, types, unit tests, doctests, notebooks, smoke run, book
 #   make test-long                  real runs of minutes: use it yourself, costs, several processes
 #   make bench [BENCH=full]         our speed beside that of other tools, into benchmarks/RESULTS.md
+#   make front                      the book, and the README's picture of its front page
 #   make test-browser               the book and its PDF in Chromium: links, search, explorer,
 #                                   accessibility (needs npm)
 #   make test-slurm                a smoke run on a Slurm of its own (root; apt: slurm-wlm munge)
@@ -35,7 +36,7 @@ READY := $(VENV)/.tomlib-installed
 NPM := tests/browser/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 
-.PHONY: reproduce book pdf test test-long test-browser test-slurm test-faults test-vllm unit replay bench lint lock clean setup
+.PHONY: reproduce book pdf front test test-long test-browser test-slurm test-faults test-vllm unit replay bench lint lock clean setup
 .DELETE_ON_ERROR:
 
 reproduce: $(READY)
@@ -47,6 +48,9 @@ book: $(READY)
 pdf: $(READY)
 	TOM_PDF=1 $(BIN)/tom book
 	$(BIN)/python book/pdf.py
+
+front: book
+	$(BIN)/python book/screenshot.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -95,9 +99,9 @@ $(VENV)/.lock-installed: requirements.lock requirements.hashes
 	    'name another: make PYTHON=python3.12' >&2; exit 1; }
 	@echo 'Installing requirements.lock into $(VENV): once, a few minutes'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(PIP) $(TORCH)
+	$(PIP) --no-deps $(TORCH)
 	$(PIP) --no-deps --require-hashes -r requirements.hashes
-	$(PIP) -r requirements.lock  # what another system than Linux needs besides
+	$(PIP) -r requirements.lock  # what another system than Linux, or a GPU, needs besides
 	@touch $@
 
 # Environments of the tools that the benchmarks measure beside ours.

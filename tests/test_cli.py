@@ -41,7 +41,7 @@ def test_plan_of_the_paper_profile_says_what_it_costs(capsys: pytest.CaptureFixt
     ("command", "says"),
     [
         (["run", "04", "--profile", "quik"], "did you mean 'quick'"),
-        (["run", "09"], "chapter '09' is unknown"),
+        (["run", "19"], "chapter '19' is unknown"),
         (["run", "04", "-p", "n", "0"], "n = 0 must be at least 1"),
         (["run", "04", "-p", "n", "many"], "must be int, not str"),
         (["run", "04", "-p", "temperatur", "1"], "did you mean 'temperature'"),

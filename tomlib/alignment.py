@@ -454,11 +454,31 @@ def within_context_correlation(table: pd.DataFrame, first: str, second: str) -> 
 
     It asks whether the GAME is read; a model that knows nothing but the context gets NaN or 0.
     """
-    known = table.dropna(subset=[first, second])
-    centred = known[[first, second]] - known.groupby(["split", "context"])[
-        [first, second]
-    ].transform("mean")
+    centred = within_contexts(table, first, second)
     return correlation(centred[first], centred[second])
+
+
+def within_contexts(table: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+    """Both columns after taking off the context's mean: what is left is the game, and noise."""
+    known = table.dropna(subset=[first, second])
+    means = known.groupby(["split", "context"])[[first, second]].transform("mean")
+    return known[[first, second]] - means
+
+
+def within_context_slope(table: pd.DataFrame, first: str, second: str) -> float:
+    """How much the second column changes over games where the first changes by one (least squares).
+
+    A correlation does not see size: a model whose probabilities hardly move can follow the order of
+    the games perfectly. 1 is the first column's own variation, 0 is a model that is blind to games.
+
+    >>> table = pd.DataFrame({"split": "s", "context": ["a", "a", "b", "b"],
+    ...                       "teacher": [0.2, 0.6, 0.5, 0.9], "tuned": [0.50, 0.51, 0.70, 0.71]})
+    >>> round(within_context_slope(table, "teacher", "tuned"), 3)
+    0.025
+    """
+    centred = within_contexts(table, first, second)
+    size = float((centred[first] ** 2).sum())
+    return float((centred[first] * centred[second]).sum()) / size if size > 1e-18 else float("nan")
 
 
 def baselines(comparison: pd.DataFrame, training: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -515,17 +535,18 @@ def scorecard(
         One row a prediction of the teacher (tuned student, student, the baselines, and the teacher
         drawn again: the gap that sampling alone would leave): `prediction`; `gap`, the mean
         absolute gap to the teacher, with its bootstrap interval `low`, `high`; `correlation` with
-        the teacher over scenarios; `within_context`, the same over games within contexts;
-        `spread`, the standard deviation over scenarios; `against_tuned`, its gap minus the tuned
-        student's, with `against_low`, `against_high` (bootstrap of the pairs); `scenarios`. A
-        correlation is NaN where a prediction does not vary by construction.
+        the teacher over scenarios; `within_context`, the same over games within contexts, and
+        `within_slope`, how much it moves there where the teacher moves by one; `spread`, the
+        standard deviation over scenarios; `against_tuned`, its gap minus the tuned student's, with
+        `against_low`, `against_high` (bootstrap of the pairs); `scenarios`. Correlation and slope
+        are NaN where a prediction does not vary by construction.
     """
     guesses = baselines(comparison, training)
     table = comparison.join(guesses.drop(columns=SCENARIO))
     names = ["tuned", "student", *guesses.columns.drop(SCENARIO)]
     constant: dict[str, tuple[str, ...]] = {
-        "teacher's mean": ("correlation", "within_context"),
-        "teacher's mean by context": ("within_context",),
+        "teacher's mean": ("correlation", "within_context", "within_slope"),
+        "teacher's mean by context": ("within_context", "within_slope"),
     }
     rows = []
     for name in names:
@@ -544,6 +565,7 @@ def scorecard(
             "high": interval.high,
             "correlation": correlation(teacher, used[name]),
             "within_context": within_context_correlation(used, "teacher", name),
+            "within_slope": within_context_slope(used, "teacher", name),
             "spread": float(used[name].std(ddof=0)),
             "against_tuned": against.estimate,
             "against_low": against.low,
@@ -561,7 +583,8 @@ def scorecard(
         "spread": float(comparison["teacher"].std(ddof=0)),
         "scenarios": int(comparison["teacher"].notna().sum()),
     }
-    columns = ["prediction", "gap", "low", "high", "correlation", "within_context", "spread"]
+    columns = ["prediction", "gap", "low", "high", "correlation", "within_context"]
+    columns += ["within_slope", "spread"]
     columns += ["against_tuned", "against_low", "against_high", "scenarios"]
     return pd.DataFrame([*rows, again], columns=columns)
 
@@ -600,7 +623,8 @@ def in_words(card: pd.DataFrame, tuned: str = "the tuned student") -> str:
         return text + " Its choices do not vary over the games of a context."
     return text + (
         " Over the games within a context it correlates with the teacher at "
-        f"{own['within_context']:.2f}."
+        f"{own['within_context']:.2f}, and moves by {100 * own['within_slope']:.1f} points where the "
+        "teacher moves by 100."
     )
 
 

@@ -1088,6 +1088,14 @@ def _choose(
     at = torch.as_tensor(rows, device=logits.device)
     if temperature == 0:
         return logits.argmax(-1)[at]
+    if len(logits) > FEW:  # what is made on the way is then small enough to be had without new memory
+        chosen = torch.empty_like(at)
+        for start in range(0, len(logits), FEW):
+            mine = np.flatnonzero((rows >= start) & (rows < start + FEW))
+            if len(mine):
+                some = logits[start : start + FEW], rows[mine] - start, uniform[mine]
+                chosen[mine] = _choose(*some, temperature, top_p)
+        return chosen
     p = _nucleus(torch.softmax(logits / temperature, -1), top_p)
     # In two levels, since a running sum over the whole vocabulary costs more than the model's step
     # where rows are many: first the block, by the blocks' sums, then the token within it.
@@ -1115,6 +1123,9 @@ def _nucleus(p: Any, top_p: float) -> Any:
     kept = torch.zeros_like(p).scatter(-1, index, ordered)
     return kept / kept.sum(-1, keepdim=True)
 
+
+FEW = 8
+"""Rows whose probabilities are held at a time."""
 
 BLOCK = 512
 """Vocabulary entries that are summed before a draw looks for its token among them."""

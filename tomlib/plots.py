@@ -28,7 +28,11 @@ _MARKERS = "osD^vPX*"
 
 
 def style() -> None:
-    """Set matplotlib's defaults: legible in the book, on white, and the same on every machine."""
+    """How figures and tables look: matplotlib's defaults, the same everywhere, and whole tables.
+
+    A table that is cut in the middle hides scenarios; the book lets long ones scroll.
+    """
+    pd.set_option("display.max_rows", 200)
     plt.rcdefaults()
     plt.rcParams.update(
         {
@@ -531,9 +535,7 @@ def within_contexts(sides: Mapping[str, pd.DataFrame], ax: Axes | None = None) -
     ax = ax or plt.subplots(figsize=(5.6, 4.4))[1]
     shades = _shades(TUNED, len(sides))[::-1]
     for number, (name, side) in enumerate(sides.items()):
-        known = side.dropna(subset=["teacher", "tuned"])
-        means = known.groupby(["split", "context"])[["teacher", "tuned"]].transform("mean")
-        left = known[["teacher", "tuned"]] - means
+        left = alignment.within_contexts(side, "teacher", "tuned")
         ax.plot(
             left["teacher"],
             left["tuned"],

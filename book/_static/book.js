@@ -10,10 +10,10 @@ document.addEventListener("DOMContentLoaded", () => {
     box.append(table);
   }
   for (const box of all(".bd-article .scrolls, .bd-article pre")) {
-    if (box.scrollWidth > box.clientWidth) {
+    if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight) {
       box.tabIndex = 0;
       box.setAttribute("role", "region");
-      box.setAttribute("aria-label", "scrolls sideways");
+      box.setAttribute("aria-label", "scrolls");
     }
   }
 

@@ -263,6 +263,20 @@ def test_other_views_are_readable_by_all_and_fit_a_phone(
     assert found == [], "\n".join(found)
 
 
+@pytest.mark.parametrize("arm", ["family", "published"])
+def test_no_label_of_a_chart_runs_off_a_phone(arm: str, new_page: NewPage, served: str) -> None:
+    page = new_page(viewport=PHONE)
+    page.goto(at(served, **HUNT, arm=arm))
+    room = page.evaluate(
+        """[...document.querySelectorAll("#explorer-choices svg text")].map((text) => {
+          const [inner, outer] = [text, text.closest("svg")].map((e) => e.getBoundingClientRect());
+          return [text.textContent, inner.left - outer.left, outer.right - inner.right];
+        })"""
+    )
+    assert len(room) > 5
+    assert [text for text, left, right in room if min(left, right) < -1] == []
+
+
 @pytest.mark.parametrize("name", CARRIED)
 def test_carried_libraries_are_the_packages_files(name: str) -> None:
     packages = Path(__file__).parent / "node_modules"
