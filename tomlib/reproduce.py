@@ -466,8 +466,8 @@ _JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
 """Its command, run by this Python: the package has no `__main__`, and the script may not be on PATH."""
 
 _BOOK = (
-    "_config.yml", "_toc.yml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "book", "data",
-    "notebooks", "profiles",
+    "_config.yml", "_toc.yml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks", "book",
+    "data", "notebooks", "profiles",
 )  # fmt: skip
 """What the book is built from."""
 
