@@ -15,6 +15,7 @@ from tomlib.errors import TomError
 from tomlib.finetune import Group, _passes, check_base, group_nll, headless
 from tomlib.models import Card, card
 from tomlib.profiles import Run
+from tomlib.prompts import load_wording, prompt_id
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +209,11 @@ def test_copies_carry_the_distribution_over(new_smoke: Callable[..., Run]) -> No
     shares = frame.assign(letter=frame["text"].str[0]).pivot(
         index=["context", "game", "prompt"], columns="letter", values="weight"
     )
-    for _, cell in shares.groupby(["context", "game"], sort=False):
-        (c, d), *others = cell[["C", "D"]].to_numpy().tolist()
-        assert sorted([[c, d], *others]) == sorted([[c, d], [c, d], [d, c]]) or c == d
+    for s in run.scenarios("in_sample"):
+        cell = shares.loc[s.context.name, s.game.name]
+        c, d = cell.loc[prompt_id(s, "choice", run.wording)]
+        for name, told in (("reordered", [c, d]), ("relabelled", [d, c])):
+            assert cell.loc[prompt_id(s, "choice", load_wording(name))].tolist() == told
     assert frame["prompt"].nunique() == 3 * len(run.scenarios("in_sample"))
     adapter = tuned_adapter(run, "published", progress=False)  # every prompt is found again
     assert adapter.record["distinct_rows"] == len(frame)

@@ -130,7 +130,7 @@ def test_forest_plot_has_every_row_and_the_margin():
     )
     ax = plots.scaled_differences(tests, margin=0.05, model="teacher")
     points = {line.get_label(): line.get_xdata() for line in ax.lines}
-    assert (len(points["changed (Holm)"]), len(points["not shown"])) == (15, 5)
+    assert (len(points["changed (Holm)"]), len(points["no change shown"])) == (15, 5)
     assert "±0.05" in labels(ax)
     assert ax.get_yticklabels()[0].get_text() == "IR / prisoners dilemma"
     first = ax.collections[0].get_segments()[0]

@@ -324,13 +324,15 @@ def served(engine: Engine, said: Sequence[Any], over: Event | None = None, **opt
         reraise=True,
     )
     try:
-        return again(_generate, engine, list(said), options)
+        return again(_generate, engine, list(said), options, over)
     except Exception as error:
         kind = _Refused if getattr(error, "status_code", None) in (400, 422) else TomError
         raise kind(f"{engine.name}: no answer: {_short(error, engine.secret)}") from None
 
 
-def _generate(engine: Engine, said: list[Any], options: dict[str, Any]) -> Any:
+def _generate(engine: Engine, said: list[Any], options: dict[str, Any], over: Event) -> Any:
+    if over.is_set():  # what waited for its next attempt was woken by it
+        raise TomError("stopped")
     result = engine.chat.generate([said], **options)
     if not result.generations or not result.generations[0]:
         raise ValueError("the server sent no choices")

@@ -214,9 +214,9 @@ def steps(run: Run, shards: str = "model") -> list[Step]:
     for chapter in (*CHAPTERS, *PAGES):
         if not (root() / "notebooks" / f"{chapter}.ipynb").is_file():
             continue
-        used = [w for w in todo if reads(run, chapter, w)]
-        if not used and chapter[:2] in ("04", "05", "06", "07"):
+        if not _scenarios(run, _ABOUT.get(chapter[:2], "in_sample")):
             continue  # the profile's contexts and games leave nothing of its split
+        used = [w for w in todo if reads(run, chapter, w)]
         after = tuple(d for role in dict.fromkeys(w.role for w in used) for d in draws[role])
         said: list[Any] = [p.name, p.label, *(marks[w] for w in used)]
         if chapter.startswith("03"):
@@ -229,6 +229,10 @@ def steps(run: Run, shards: str = "model") -> list[Step]:
         found.append(Step(f"chapter/{chapter}", after, _digest(*said)))
     chapters = [s for s in found if s.name.startswith("chapter/")]
     return [*found, Step("book", tuple(s.name for s in chapters), _digest(*chapters))]
+
+
+_ABOUT = {"05": "new_contexts", "06": "scaled_games", "07": "public_goods"}
+"""The split that a chapter is about."""
 
 
 def do_step(run: Run, name: str, parameters: Mapping[str, Any]) -> None:
