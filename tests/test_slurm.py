@@ -128,6 +128,7 @@ def test_a_smoke_run_goes_through_slurm_with_two_jobs_writing_at_once(
         # Without accounting only squeue knows how a job ended.
         *("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "5"),
         *("--config", "profile=smoke", "shards=context", "threads=1"),
+        *("--set-threads", "draws=1", "adapter=1"),  # the node has two cores
     ]
     done = subprocess.run(command, env=environment, cwd=root(), capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
