@@ -10,7 +10,7 @@ from pdf import FLAGS, chromium
 from tomlib.errors import TomError
 from tomlib.scenarios import root
 
-SIZE = "1280,1180"
+SIZE = "1280,1500"
 
 
 def main() -> None:

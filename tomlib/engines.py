@@ -1090,7 +1090,8 @@ def _choose(
     at = torch.as_tensor(rows, device=logits.device)
     if temperature == 0:
         return logits.argmax(-1)[at]
-    if len(logits) > FEW:  # what is made on the way is then small enough to be had without new memory
+    if len(logits) > FEW:
+        # In parts, so that what is made on the way is small enough to be had without new memory.
         chosen = torch.empty_like(at)
         for start in range(0, len(logits), FEW):
             mine = np.flatnonzero((rows >= start) & (rows < start + FEW))
