@@ -321,8 +321,8 @@ def new_run(profile: Profile, *, replay: bool = True, chapter: str = "") -> Run:
     )
 
 
-_parameters: dict[int, set[str]] = {}
-"""Names that were a notebook's parameters when it opened its run for the first time."""
+_FIRST = "_tom_parameters"
+"""Where a notebook keeps the names that were its parameters when it opened its run first."""
 
 _NOTEBOOK_OWN = {"In", "Out", "exit", "quit", "open", "get_ipython"}
 
@@ -350,7 +350,9 @@ def open_run(chapter: str, namespace: Mapping[str, Any]) -> Run:
         if not key.startswith("_") and key not in _NOTEBOOK_OWN and isinstance(value, simple)
     }
     # Run again in the same kernel, what the cells below have made stands among the parameters.
-    first = _parameters.setdefault(id(namespace), set(given))
+    first = namespace.get(_FIRST, set(given))
+    if isinstance(namespace, dict):
+        namespace[_FIRST] = first
     settings = {"profile", "replay", *get_type_hints(Profile)}
     given = {key: value for key, value in given.items() if key in first | settings}
     name, replay = given.pop("profile", "quick"), given.pop("replay", True)
