@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.api as sm
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy, wasserstein_distance
 
-from tomlib import alignment, contributions, published
+from tomlib import alignment, contributions, published, stats
 from tomlib.errors import TomError
 
 CONTEXTS, GAMES = ("IR", "biz", "team"), ("dilemma", "hunt")
@@ -325,6 +326,47 @@ def test_sensitivity_separates_context_from_game():
     )
     assert alignment.sensitivity(exact)["noise_share"].item() == 0
     assert 0 < rows.loc["a", "noise_share"] < 0.05
+
+
+def test_sensitivity_bounds_are_those_of_drawing_again():
+    counts = published.roles().query("split == 'in_sample' and model == 'teacher'")
+    row = alignment.sensitivity(counts).iloc[0]
+    for name in ("spread", "context_share", "game_share", "both_share"):
+        assert row[f"{name}_low"] < row[f"{name}_high"]
+    chance = np.random.default_rng(7)
+    shares = []
+    for _ in range(200):
+        n = counts["cooperate"] + counts["defect"]
+        c = chance.binomial(n, counts["cooperate"] / n)
+        again = alignment.sensitivity(counts.assign(cooperate=c, defect=n - c), resamples=1)
+        shares.append(again["context_share"].item())
+    low, high = np.percentile(shares, [2.5, 97.5])
+    assert (row["context_share_low"], row["context_share_high"]) == pytest.approx(
+        (low, high), abs=0.01
+    )
+    exact = counts.assign(p_cooperate=counts["cooperate"] / 300).drop(columns="cooperate")
+    assert np.isnan(alignment.sensitivity(exact)["spread_low"].item())
+
+
+def test_scorecard_and_mean_distances_carry_their_intervals():
+    side = alignment.compare(published.roles().query("split == 'new_contexts'"))
+    row = alignment.scorecard(side, resamples=200).set_index("prediction").loc["tuned"]
+    assert (row["correlation_low"], row["correlation_high"]) == pytest.approx(
+        stats.fisher(row["correlation"], 12)
+    )
+    assert (row["within_low"], row["within_high"]) == pytest.approx(
+        stats.fisher(row["within_context"], 12, means=3)
+    )
+    dummies = pd.get_dummies(side["context"]).astype(float)
+    fit = sm.OLS(side["tuned"], dummies.assign(teacher=side["teacher"])).fit()
+    assert (row["within_slope"], row["slope_low"], row["slope_high"]) == pytest.approx(
+        (fit.params["teacher"], *fit.conf_int().loc["teacher"])
+    )
+    means = alignment.mean_distances(side, resamples=500).set_index("model")
+    each = alignment.distances(side).query("model == 'tuned'")["total_variation"]
+    assert means.loc["tuned", "total_variation"] == pytest.approx(each.mean())
+    found = stats.bootstrap(np.mean, each, resamples=500)
+    assert means.loc["tuned", "total_variation_low"] == pytest.approx(found.low)
 
 
 # ---------------------------------------------------------------------------------- public goods

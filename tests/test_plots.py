@@ -1,5 +1,7 @@
 """What the figures show: heights, intervals and labels are the numbers of their tables."""
 
+from xml.etree import ElementTree
+
 import matplotlib
 
 matplotlib.use("agg")
@@ -132,7 +134,7 @@ def test_forest_plot_has_every_row_and_the_margin():
     points = {line.get_label(): line.get_xdata() for line in ax.lines}
     assert (len(points["changed (Holm)"]), len(points["no change shown"])) == (15, 5)
     assert "±0.05" in labels(ax)
-    assert ax.get_yticklabels()[0].get_text() == "IR / prisoners dilemma"
+    assert ax.get_yticklabels()[0].get_text() == "IR / prisoner's dilemma"
     first = ax.collections[0].get_segments()[0]
     assert first[:, 0] == pytest.approx(tests.loc[0, ["low", "high"]].tolist())
 
@@ -212,3 +214,70 @@ def test_what_tuning_moved_is_drawn_where_the_scorecards_say():
     for name, label in (("tuned", "after tuning"), ("student", "before tuning")):
         assert drawn[label][0].get_xdata() == pytest.approx([gaps[name]])
         assert drawn[label].has_xerr
+
+
+# ------------------------------------------------------------------------------------------ tables
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What was shown, as HTML and as text."""
+    import IPython.display
+
+    seen = []
+    monkeypatch.setattr(IPython.display, "publish_display_data", seen.append)
+    return seen
+
+
+def test_a_table_is_shown_in_words_with_its_caption(shown):
+    frame = pd.DataFrame(
+        {
+            "game": ["prisoners_dilemma", "stag_hunt"],
+            "gap": [0.1234, np.nan],
+            "low": [0.1, np.nan],
+            "high": [0.2, np.nan],
+            "p_value": [1e-7, 0.5],
+            "draws": [100.0, np.nan],
+            "flagged": [True, False],
+        }
+    )
+    plots.table(
+        pd.concat({"a": frame}, names=["comparison", None]),
+        "Gaps < 1.",
+        "tab-x",
+        intervals={"gap": ("low", "high")},
+        unread=1234,
+    )
+    html, text = shown[0]["text/html"], shown[0]["text/plain"]
+    head, *body = [
+        [" ".join((cell.text or "").split()) for cell in row]
+        for row in ElementTree.fromstring(html).iter("tr")
+    ]
+    assert head == ["comparison", "game", "gap", "p value", "draws", "flagged"]
+    assert body == [
+        ["a", "prisoner's dilemma", "0.123 (0.100 to 0.200)", "1e-07", "100", "yes"],
+        ["stag hunt", "-", "0.500", "-", "no"],
+    ]
+    assert '<table class="dataframe" id="tab-x">\n  <caption>Gaps &lt; 1.' in html
+    assert "no part of it: 1,234." in html and "no part of it: 1,234." in text
+    assert "prisoner's dilemma" in text and "1e-07" in text
+
+
+def test_a_table_without_unread_answers_says_so(shown):
+    plots.table(pd.DataFrame({"x": [1]}), "One.", unread=0)
+    assert shown[0]["text/plain"].startswith("One. All answers had a readable choice.")
+
+
+def test_nothing_in_a_table_acts_unseen(shown):
+    said = "<script>x</script>\x1b[31m\u202egod\u2066 caf\u00e9 \u05e9\u05dc\u05d5\u05dd"
+    plots.table(pd.DataFrame({"said": [said], "model": [1.0]}, index=[0]), "Said.")
+    for kind in ("text/html", "text/plain"):
+        out = shown[0][kind]
+        assert not set(out) & set("\x1b\u202e\u2066"), kind
+        assert "\\x1b[31m\\u202egod\\u2066 caf\u00e9 \u05e9\u05dc\u05d5\u05dd" in out
+    assert "<script>" not in shown[0]["text/html"]
+
+
+def test_a_long_cell_is_whole(shown):
+    plots.table(pd.DataFrame({"said": ["x" * 5000]}), "Long.")
+    assert "x" * 5000 in shown[0]["text/html"]

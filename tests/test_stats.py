@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.api as sm
 from scipy import stats as scipy_stats
 from statsmodels.stats.proportion import confint_proportions_2indep, test_proportions_2indep
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
@@ -152,6 +153,37 @@ def test_bootstrap_bca_is_scipys():
 def test_bootstrap_of_two_scenarios_gives_no_interval():
     assert np.isnan(stats.bootstrap(np.mean, [0.1, 0.2]).low)
     assert stats.bootstrap(np.mean, [0.1, 0.2]).estimate == pytest.approx(0.15)
+
+
+def test_fishers_interval_is_scipys_and_covers_a_partial_correlation():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=30)
+    y = 0.5 * x + rng.normal(size=30)
+    found = scipy_stats.pearsonr(x, y)
+    wanted = found.confidence_interval()
+    assert stats.fisher(found.statistic, 30) == pytest.approx((wanted.low, wanted.high))
+    hits, groups = 0, np.repeat(np.arange(5), 4)
+    for _ in range(400):  # independent within groups: 0 is to be covered in 95 of 100
+        a, b = rng.normal(size=(2, 20)) + 3 * rng.normal(size=(2, 5)).repeat(4, axis=1)
+        a, b = (v - (np.bincount(groups, v) / 4)[groups] for v in (a, b))
+        low, high = stats.fisher(np.corrcoef(a, b)[0, 1], 20, means=5)
+        hits += low <= 0 <= high
+    assert 0.92 <= hits / 400 <= 0.98
+    assert np.isnan(stats.fisher(0.5, 5, means=3)).all() and np.isnan(stats.fisher(np.nan, 9)).all()
+    assert stats.fisher(1.0, 9) == (1.0, 1.0)
+
+
+def test_slope_is_that_of_a_regression_on_group_dummies():
+    rng = np.random.default_rng(2)
+    groups = np.repeat(np.arange(3), 4)
+    x = rng.normal(size=12) + groups
+    y = 0.3 * x - groups + 0.2 * rng.normal(size=12)
+    dummies = (groups[:, None] == np.arange(3)).astype(float)
+    fit = sm.OLS(y, np.column_stack([x, dummies])).fit()
+    centred = [v - (np.bincount(groups, v) / 4)[groups] for v in (x, y)]
+    assert stats.slope(*centred, means=3) == pytest.approx((fit.params[0], *fit.conf_int()[0]))
+    assert np.isnan(stats.slope([0, 0, 0], [1, 2, -3])).all()
+    assert np.isnan(stats.slope([-1, 1], [-1, 1])[1:]).all()
 
 
 def test_fieller_covers_and_knows_when_it_cannot():

@@ -394,6 +394,9 @@ def distribution_distances(p: ArrayLike, q: ArrayLike) -> dict[str, Array]:
     }
 
 
+DISTANCES = ("total_variation", "jensen_shannon", "kullback_leibler")
+
+
 def smoothed(share: Array, draws: ArrayLike, pseudo: float) -> Array:
     """Add `pseudo` draws to every possible answer (last axis); nothing to exact probabilities."""
     n = np.asarray(draws, dtype=float)[..., None]
@@ -428,6 +431,26 @@ def distances(comparison: pd.DataFrame, pseudo: float = 0.5) -> pd.DataFrame:
             table.assign(kullback_leibler=distribution_distances(*smooth)["kullback_leibler"])
         )
     return pd.concat(tables, ignore_index=True)
+
+
+def mean_distances(
+    comparison: pd.DataFrame, resamples: int = 10_000, seed: int = 0
+) -> pd.DataFrame:
+    """Mean distances from the teacher over scenarios, with bootstrap intervals over scenarios.
+
+    Returns:
+        One row a model: `model`; `total_variation`, `jensen_shannon` and `kullback_leibler` (see
+        `distances`), each with the bounds `NAME_low`, `NAME_high`; `scenarios` that have them.
+    """
+    rows = []
+    for model, table in distances(comparison).groupby("model", sort=False):
+        known = table.dropna()
+        row: dict[str, Any] = {"model": model}
+        for name in DISTANCES:
+            found = stats.bootstrap(np.mean, known[name], resamples=resamples, seed=seed)
+            row |= {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
+        rows.append(row | {"scenarios": len(known)})
+    return pd.DataFrame(rows)
 
 
 # -------------------------------------------------------------- correlation, baselines, scorecard
@@ -477,8 +500,23 @@ def within_context_slope(table: pd.DataFrame, first: str, second: str) -> float:
     0.025
     """
     centred = within_contexts(table, first, second)
-    size = float((centred[first] ** 2).sum())
-    return float((centred[first] * centred[second]).sum()) / size if size > 1e-18 else float("nan")
+    return stats.slope(centred[first], centred[second])[0]
+
+
+def _following(table: pd.DataFrame, first: str, second: str) -> dict[str, float]:
+    """How the second column follows the first, over scenarios and within contexts, with intervals."""
+    known = table.dropna(subset=[first, second])
+    centred = within_contexts(known, first, second)
+    contexts = known.groupby(["split", "context"]).ngroups
+    plain = correlation(known[first], known[second])
+    within = within_context_correlation(known, first, second)
+    steep = stats.slope(centred[first], centred[second], means=max(contexts, 1))
+    names = ["correlation", "correlation_low", "correlation_high"]
+    names += ["within_context", "within_low", "within_high"]
+    names += ["within_slope", "slope_low", "slope_high"]
+    values = [plain, *stats.fisher(plain, len(known)), within]
+    values += [*stats.fisher(within, len(known), max(contexts, 1)), *steep]
+    return dict(zip(names, values, strict=True))
 
 
 def baselines(comparison: pd.DataFrame, training: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -535,19 +573,20 @@ def scorecard(
         One row a prediction of the teacher (tuned student, student, the baselines, and the teacher
         drawn again: the gap that sampling alone would leave): `prediction`; `gap`, the mean
         absolute gap to the teacher, with its bootstrap interval `low`, `high`; `correlation` with
-        the teacher over scenarios; `within_context`, the same over games within contexts, and
-        `within_slope`, how much it moves there where the teacher moves by one; `spread`, the
-        standard deviation over scenarios; `against_tuned`, its gap minus the tuned student's, with
-        `against_low`, `against_high` (bootstrap of the pairs); `scenarios`. Correlation and slope
+        the teacher over scenarios (Fisher's interval `correlation_low`, `correlation_high`);
+        `within_context`, the same over games within contexts (`within_low`, `within_high`), and
+        `within_slope`, how much it moves there where the teacher moves by one (t interval
+        `slope_low`, `slope_high`); `spread`, the standard deviation over scenarios;
+        `against_tuned`, its gap minus the tuned student's, with `against_low`, `against_high`
+        (bootstrap of the pairs); `scenarios`. Correlation and slope
         are NaN where a prediction does not vary by construction.
     """
     guesses = baselines(comparison, training)
     table = comparison.join(guesses.drop(columns=SCENARIO))
     names = ["tuned", "student", *guesses.columns.drop(SCENARIO)]
-    constant: dict[str, tuple[str, ...]] = {
-        "teacher's mean": ("correlation", "within_context", "within_slope"),
-        "teacher's mean by context": ("within_context", "within_slope"),
-    }
+    following = ["correlation", "correlation_low", "correlation_high", "within_context"]
+    following += ["within_low", "within_high", "within_slope", "slope_low", "slope_high"]
+    constant = {"teacher's mean": following, "teacher's mean by context": following[3:]}
     rows = []
     for name in names:
         used = table.dropna(subset=["teacher", "tuned", name])
@@ -563,16 +602,14 @@ def scorecard(
             "gap": interval.estimate,
             "low": interval.low,
             "high": interval.high,
-            "correlation": correlation(teacher, used[name]),
-            "within_context": within_context_correlation(used, "teacher", name),
-            "within_slope": within_context_slope(used, "teacher", name),
+            **_following(used, "teacher", name),
             "spread": float(used[name].std(ddof=0)),
             "against_tuned": against.estimate,
             "against_low": against.low,
             "against_high": against.high,
             "scenarios": len(used),
         }
-        rows.append(row | dict.fromkeys(constant.get(name, ()), float("nan")))
+        rows.append(row | dict.fromkeys(constant.get(name, []), float("nan")))
     draws = comparison[["n_teacher", "n_tuned"]].where(lambda n: n > 0)
     noise = (
         comparison["teacher"] * (1 - comparison["teacher"]) * (1 / draws).sum(axis=1, skipna=False)
@@ -583,8 +620,7 @@ def scorecard(
         "spread": float(comparison["teacher"].std(ddof=0)),
         "scenarios": int(comparison["teacher"].notna().sum()),
     }
-    columns = ["prediction", "gap", "low", "high", "correlation", "within_context"]
-    columns += ["within_slope", "spread"]
+    columns = ["prediction", "gap", "low", "high", *following, "spread"]
     columns += ["against_tuned", "against_low", "against_high", "scenarios"]
     return pd.DataFrame([*rows, again], columns=columns)
 
@@ -623,46 +659,74 @@ def in_words(card: pd.DataFrame, tuned: str = "the tuned student") -> str:
         return text + " Its choices do not vary over the games of a context."
     return text + (
         " Over the games within a context it correlates with the teacher at "
-        f"{own['within_context']:.2f}, and moves by {100 * own['within_slope']:.1f} points where the "
-        "teacher moves by 100."
+        f"{own['within_context']:.2f} ({own['within_low']:.2f} to {own['within_high']:.2f}), and moves "
+        f"by {100 * own['within_slope']:.1f} points ({100 * own['slope_low']:.1f} to "
+        f"{100 * own['slope_high']:.1f}) where the teacher moves by 100."
     )
 
 
-def sensitivity(table: pd.DataFrame) -> pd.DataFrame:
+def sensitivity(table: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
     """How much of a model's behaviour depends on the context and how much on the game.
 
     Args:
         table: Counts or exact probabilities (see `rates`).
+        resamples: Of the bootstrap over draws.
+        seed: Of the bootstrap.
 
     Returns:
         One row a split, model and answer form: `mean, lowest, highest, spread` (standard deviation)
         of P(C) over scenarios; `context_share` and `game_share`, the parts of its variance that lie
         between the means of contexts and of games, and `both_share`, what only their combination
         explains (two-way analysis of variance without replication, for a full grid of contexts
-        and games); `noise_share`, the part that sampling alone would cause; `unread`, the number
-        of answers without a readable choice.
+        and games); each of the last four with 95 % bounds `NAME_low`, `NAME_high` of a parametric
+        bootstrap over draws (NaN for exact probabilities, which have no sampling error);
+        `noise_share`, the part that sampling alone would cause; `unread`, the number of answers
+        without a readable choice.
     """
     rows = []
     for key, group in rates(table).groupby(["split", "model", "answer"], sort=False):
         known = group.dropna(subset="rate")
         rate, draws = known["rate"].to_numpy(), known["draws"].to_numpy()
-        total = float(rate.var()) if len(rate) else float("nan")
-        shares = {
-            f"{by}_share": float(known.groupby(by)["rate"].transform("mean").var(ddof=0))
-            for by in ("context", "game")
-        }
-        shares["both_share"] = total - sum(shares.values())
-        shares["noise_share"] = float(np.mean(rate * (1 - rate) / draws)) if len(rate) else total
-        varies = total > 1e-12
-        rows.append(
-            dict(zip(("split", "model", "answer"), key, strict=True))
-            | {
-                "mean": known["rate"].mean(),
-                "lowest": known["rate"].min(),
-                "highest": known["rate"].max(),
-                "spread": total**0.5,
+        parts = _variance_parts(rate[None], known)
+        total = float(parts["spread"][0]) ** 2
+        noise = float(np.mean(rate * (1 - rate) / draws)) if len(rate) else float("nan")
+        bounds = dict.fromkeys(parts, (float("nan"), float("nan")))
+        if len(rate) and np.isfinite(draws).all():
+            chance = np.random.default_rng(seed)
+            again = chance.binomial(draws.astype(int), rate, (resamples, len(rate))) / draws
+            bounds = {
+                name: tuple(np.nanpercentile(values, [2.5, 97.5]))
+                for name, values in _variance_parts(again, known).items()
+                if np.isfinite(values).any()
             }
-            | {name: part / total if varies else float("nan") for name, part in shares.items()}
-            | {"unread": int(group["unread"].sum())}
-        )
+        row = dict(zip(("split", "model", "answer"), key, strict=True))
+        row |= {"mean": known["rate"].mean(), "lowest": known["rate"].min()}
+        row |= {"highest": known["rate"].max()}
+        for name, values in parts.items():
+            low, high = bounds.get(name, (float("nan"), float("nan")))
+            row |= {name: float(values[0]), f"{name}_low": low, f"{name}_high": high}
+        row["noise_share"] = noise / total if total > _VARIES else float("nan")
+        rows.append(row | {"unread": int(group["unread"].sum())})
     return pd.DataFrame(rows)
+
+
+_VARIES = 1e-12
+"""Variances at or below it are rounding."""
+
+
+def _variance_parts(rates: Array, cells: pd.DataFrame) -> dict[str, Array]:
+    """Spread, and the shares of its variance, of each row of rates `[resamples, cells]`."""
+    if not len(cells):
+        return dict.fromkeys(("spread", *_SHARES), np.full(len(rates), np.nan))
+    total = rates.var(axis=1)
+    between = {}
+    for by in ("context", "game"):
+        inside = pd.get_dummies(cells[by]).to_numpy(dtype=float)
+        means = rates @ inside / inside.sum(0) @ inside.T
+        between[f"{by}_share"] = means.var(axis=1)
+    between["both_share"] = total - between["context_share"] - between["game_share"]
+    varies = np.where(total > _VARIES, total, np.nan)
+    return {"spread": np.sqrt(total)} | {name: part / varies for name, part in between.items()}
+
+
+_SHARES = ("context_share", "game_share", "both_share")

@@ -1,11 +1,14 @@
-"""Every figure of the book, one function each: a table in, axes out.
+"""Every figure of the book, one function each: a table in, axes out; and how tables are shown.
 
 The same model has the same colour everywhere (Okabe and Ito's palette). What this run measured is
 filled, what the paper published is open or hatched; grey is what needs no model at all. Every
 estimate has its uncertainty. Call `style()` once per notebook.
 """
 
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from itertools import cycle
 from typing import Any
 
@@ -28,11 +31,7 @@ _MARKERS = "osD^vPX*"
 
 
 def style() -> None:
-    """How figures and tables look: matplotlib's defaults, the same everywhere, and whole tables.
-
-    A table that is cut in the middle hides scenarios; the book lets long ones scroll.
-    """
-    pd.set_option("display.max_rows", 200)
+    """How figures look: matplotlib's defaults, the same everywhere."""
     plt.rcdefaults()
     plt.rcParams.update(
         {
@@ -82,6 +81,127 @@ def show(figure: Figure, finding: str) -> None:
     publish_display_data({"image/png": picture, "text/plain": words})  # type: ignore[no-untyped-call]
 
 
+def table(
+    frame: pd.DataFrame,
+    caption: str,
+    name: str = "",
+    *,
+    intervals: Mapping[str, tuple[str, str]] | None = None,
+    digits: int = 3,
+    unread: int | None = None,
+) -> None:
+    """Show a table with its caption, whole, in words instead of identifiers, without row numbers.
+
+    Numbers that would round to nothing are written as powers of ten. What could act on a terminal or
+    turn the direction of reading (models write some of the cells) is shown as its code. The book
+    numbers the table; `name` is what it is referred to by.
+
+    Args:
+        frame: What to show; index levels without a name are left out.
+        caption: What it shows; one or a few plain sentences.
+        name: Its label, as in `tab-04-counts`.
+        intervals: Columns to be shown with the bounds that stand in two others, as in
+            `{"gap": ("low", "high")}`.
+        digits: Decimal places of numbers that are not whole.
+        unread: How many answers without a readable choice are behind the table, where it has no
+            column for them; the caption says so.
+    """
+    from IPython.display import publish_display_data
+
+    if unread is not None:
+        caption += (
+            f" Answers without a readable choice, no part of it: {unread:,}."
+            if unread
+            else " All answers had a readable choice."
+        )
+    shown = _readable(frame, intervals or {}, digits)
+    while shown.index.nlevels and shown.index.has_duplicates and len(shown.columns) > 1:
+        shown = shown.set_index(shown.columns[0], append=True)
+    names = [name for name in shown.index.names if name is not None]
+    with pd.option_context("display.max_colwidth", None):
+        html = shown.to_html(index=bool(names), index_names=False, border=0, table_id=name or None)
+        text = shown.to_string(index=bool(names), index_names=False)
+    for label in names:  # over the row headings, in the one row of headings
+        html = html.replace("<th></th>", f"<th>{escape(str(label))}</th>", 1)
+    html = html.replace(">\n", f">\n  <caption>{escape(caption, quote=False)}</caption>\n", 1)
+    text = "\n".join([caption, *([" / ".join(map(str, names))] if names else []), text])
+    publish_display_data({"text/html": html, "text/plain": text})  # type: ignore[no-untyped-call]
+
+
+def _readable(
+    frame: pd.DataFrame, intervals: Mapping[str, tuple[str, str]], digits: int
+) -> pd.DataFrame:
+    """Every cell and every heading as it is to be read; levels without a name are gone."""
+    shown = frame.copy()
+    for column, (low, high) in intervals.items():
+        shown[column] = stats.with_interval(shown[column], shown[low], shown[high], digits)
+    shown = shown.drop(columns=[bound for pair in intervals.values() for bound in pair])
+    cells = {n: _column(shown.iloc[:, n], digits) for n in range(shown.shape[1])}
+    levels = [n for n, name in enumerate(shown.index.names) if name is not None]
+    index = [
+        pd.Index(_column(shown.index.get_level_values(n), digits), dtype=object) for n in levels
+    ]
+    spoken = [_spoken(shown.index.names[n]) for n in levels]
+    heads = [" ".join(map(_heading, c if isinstance(c, tuple) else (c,))) for c in shown.columns]
+    table = pd.DataFrame(cells, dtype=object).set_axis(heads, axis=1)
+    if not index:
+        return table
+    rows = pd.MultiIndex.from_arrays(index, names=spoken)
+    return table.set_axis(rows if len(index) > 1 else rows.get_level_values(0))
+
+
+_IDENTIFIER = re.compile(r"[A-Za-z]+[0-9]*(_[A-Za-z0-9]+)+")
+
+
+def _column(values: Any, digits: int) -> list[object]:
+    """The cells of a column as they are to be read: whole numbers as such if all of them are."""
+    numbers = [v for v in values if isinstance(v, (float, np.floating)) and np.isfinite(v)]
+    whole = all(v == round(v) for v in numbers)
+    return [_cell(value, 0 if whole else digits) for value in values]
+
+
+def _cell(value: object, digits: int) -> object:
+    if isinstance(value, str):
+        return _spoken(value) if _IDENTIFIER.fullmatch(value) else visible(value)
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    if value is None or value is pd.NA or value is pd.NaT:
+        return "-"
+    if not isinstance(value, (float, np.floating)):
+        return value
+    number = float(value)
+    if np.isnan(number):
+        return "-"
+    vanishes = 0 < abs(number) < 0.5 * 10.0**-digits
+    return f"{number:.0e}" if vanishes else f"{number:.{digits}f}"
+
+
+def _heading(value: object) -> str:
+    return "-" if pd.isna(value) else _spoken(value)  # type: ignore[call-overload]
+
+
+def visible(text: str) -> str:
+    r"""A text in which nothing acts unseen: control characters and marks of direction as their codes.
+
+    Line ends and tabs stay.
+
+    >>> print(visible("a\x1b[31mb\u202ec"))
+    a\x1b[31mb\u202ec
+    """
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t") or _turns(c)
+        else c
+        for c in text
+    )
+
+
+def _turns(c: str) -> bool:
+    """Whether a character turns the direction of reading."""
+    marks = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    return unicodedata.bidirectional(c) in marks or c in "\u200e\u200f\u061c"
+
+
 def colour(model: str) -> str:
     """Colour of a model by its role; roles of the second arm end in the first one's names.
 
@@ -122,7 +242,7 @@ def _places(values: Iterable[Any], groups: list[Any]) -> Any:
 
 
 def _spoken(name: object) -> str:
-    return str(name).replace("_", " ")
+    return visible(str(name)).replace("_", " ").replace("prisoners ", "prisoner's ")
 
 
 def _panels(axes: Iterable[Axes] | None, rows: int, columns: int, size: tuple[float, float]) -> Any:

@@ -60,17 +60,27 @@ def span(low: float, high: float) -> str:
     return "unbounded" if np.isinf(low) or np.isinf(high) else f"{low:.0%} to {high:.0%}"
 
 
-def with_interval(values: ArrayLike, low: ArrayLike, high: ArrayLike) -> list[str]:
-    """Shares with their intervals, as a table shows them; blanks do not break.
+def with_interval(values: ArrayLike, low: ArrayLike, high: ArrayLike, digits: int = 2) -> list[str]:
+    """Numbers with their intervals, as a table shows them; blanks do not break.
 
     >>> [" ".join(text.split()) for text in with_interval([0.5], [0.404], [0.596])]
     ['0.50 (0.40 to 0.60)']
     """
     columns = _arrays(values, low, high)
     return [
-        "-" if np.isnan(p) else f"{p:.2f}\xa0({a:.2f}\xa0to\xa0{b:.2f})"
+        "-"
+        if np.isnan(p)
+        else f"{p:.{digits}f}\xa0({_bounds(a, b, digits)})".replace("\xa0(none)", "")
         for p, a, b in zip(*columns, strict=True)
     ]
+
+
+def _bounds(low: float, high: float, digits: int) -> str:
+    if np.isnan(low) or np.isnan(high):
+        return "none"
+    if np.isinf(low) and np.isinf(high):
+        return "unbounded"
+    return f"{low:.{digits}f}\xa0to\xa0{high:.{digits}f}"
 
 
 def _arrays(*values: ArrayLike) -> list[Array]:
@@ -340,6 +350,61 @@ def bootstrap(
         if np.isfinite([low, high]).all():
             return Interval(estimate, low, high, way)
     return Interval(estimate, low, high, "none")
+
+
+def fisher(r: float, n: int, means: int = 1, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a correlation by Fisher's z; NaN for too few pairs.
+
+    Args:
+        r: The correlation.
+        n: Pairs.
+        means: How many means were taken off each side: 1 is the plain correlation; with one for each
+            group it is a partial correlation, and every further mean costs a degree of freedom.
+        confidence: Its level.
+
+    >>> low, high = fisher(0.5, 20)
+    >>> print(f"{low:.3f} {high:.3f}")
+    0.074 0.772
+    """
+    free = n - (means - 1) - 3
+    if np.isnan(r) or free < 1:
+        return float("nan"), float("nan")
+    with np.errstate(divide="ignore"):  # a perfect correlation is its own interval
+        z = np.arctanh(np.clip(r, -1, 1))
+    half = stats.norm.ppf((1 + confidence) / 2) / np.sqrt(free)
+    return float(np.tanh(z - half)), float(np.tanh(z + half))
+
+
+def slope(
+    x: ArrayLike, y: ArrayLike, means: int = 1, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Least-squares slope of y on x, both with their means taken off, and its t interval.
+
+    Args:
+        x: Explains.
+        y: Is explained.
+        means: How many means were taken off each side (1, or one for each group).
+        confidence: Its level.
+
+    Returns:
+        Slope, low, high; NaN where x does not vary, bounds NaN where nothing is left to go by.
+
+    >>> estimate, low, high = slope([-1, 0, 1, 2, -2], [-1, 0.2, 0.9, 1.8, -1.9])
+    >>> print(f"{estimate:.3f} {low:.3f} {high:.3f}")
+    0.930 0.799 1.061
+    """
+    a, b = _arrays(x, y)
+    size = float(a @ a)
+    if size <= 1e-18:
+        return float("nan"), float("nan"), float("nan")
+    estimate = float(a @ b) / size
+    free = len(a) - means - 1
+    if free < 1:
+        return estimate, float("nan"), float("nan")
+    left = b - estimate * a
+    error = np.sqrt(float(left @ left) / free / size)
+    half = float(stats.t.ppf((1 + confidence) / 2, free) * error)
+    return estimate, estimate - half, estimate + half
 
 
 def fieller(

@@ -1,16 +1,19 @@
-"""Notebooks in the book: findings under figures, links from every output to its code and data."""
+"""Notebooks in the book: findings under figures, numbered tables, links to code and data."""
 
 import base64
 import hashlib
 import json
 import os
+import re
 import tomllib
 import zipfile
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from sphinx import addnodes
+from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxRole
 
 PDF = "tom-book.pdf"
@@ -132,9 +135,32 @@ def link_outputs(app: Any, doctree: nodes.document) -> None:
 
 def _shows(output: nodes.Element) -> bool:
     """Whether an output holds a figure or a table, in contrast to a sentence."""
-    if next(output.findall(nodes.image), None) is not None:
-        return True
-    return any("<table" in raw.astext() for raw in output.findall(nodes.raw))
+    return any(next(output.findall(kind), None) is not None for kind in (nodes.image, nodes.table))
+
+
+SHOWN_TABLE = re.compile(
+    r'<table[^>]* id="(?P<name>[^"]+)">\s*<caption>(?P<caption>.*?)</caption>(?P<rows>.*)</table>',
+    re.DOTALL,
+)
+"""A table as `tomlib.plots.table` shows it."""
+
+
+class NumberTables(SphinxTransform):
+    """Tables that notebooks show become tables of the book: numbered, and referred to by name."""
+
+    default_priority = 840  # before names are gathered for references
+
+    def apply(self, **_: Any) -> None:
+        """Called by Sphinx."""
+        for html in list(self.document.findall(nodes.raw)):
+            found = SHOWN_TABLE.search(html.astext()) if html.get("format") == "html" else None
+            if found is None:
+                continue
+            title = nodes.title("", unescape(found["caption"]))
+            rows = nodes.raw("", found["rows"], format="html")
+            table = nodes.table("", title, rows, classes=["dataframe"], names=[found["name"]])
+            self.document.note_explicit_target(table)
+            html.replace_self(table)
 
 
 class Pdf(SphinxRole):
@@ -156,5 +182,6 @@ def setup(app: Any) -> dict[str, bool]:
     """Called by Sphinx; downloads are gathered at the usual priority, hence after `link_outputs`."""
     app.connect("builder-inited", ledgers)
     app.connect("doctree-read", link_outputs, priority=100)
+    app.add_transform(NumberTables)
     app.add_role("pdf", Pdf())
     return {"parallel_read_safe": True, "parallel_write_safe": True}
