@@ -155,11 +155,11 @@ def names() -> list[list[str]]:
 
 def teacher_answers(n: int, about: int) -> list[list[int]]:
     """Answers that the shipped teacher gave, as token ids: the n whose length is nearest `about`."""
-    from tomlib.profiles import load_profile, new_run
+    from tomlib.profiles import SHIPPED, load_profile, new_run
     from tomlib.prompts import load_wording, opening
     from tomlib.scenarios import scenarios
 
-    run = new_run(load_profile("quick"))
+    run = new_run(load_profile(SHIPPED))
     start = opening(scenarios("in_sample")[0], "choice+motivation", load_wording("replies"))
     texts = [
         str(line["text"])

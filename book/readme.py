@@ -12,7 +12,7 @@ import pandas as pd
 
 from tomlib import alignment, plots, published
 from tomlib.collect import collect
-from tomlib.profiles import Run, load_profile, new_run
+from tomlib.profiles import SHIPPED, Run, load_profile, new_run
 from tomlib.readout import readout
 from tomlib.scenarios import root
 
@@ -87,7 +87,7 @@ def figure(run: Run, path: Path) -> None:
 
 def main() -> None:
     """Rewrite the section between the marks, and the figure."""
-    run = new_run(load_profile("quick"))
+    run = new_run(load_profile(SHIPPED))
     readme = root() / "README.md"
     text = readme.read_text("utf-8")
     new = f"<!-- results -->\n{results(run)}\n<!-- /results -->"

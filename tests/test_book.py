@@ -22,10 +22,11 @@ from packaging.utils import canonicalize_name
 
 from tomlib import reproduce
 from tomlib.cli import _parser
+from tomlib.collect import collect
 from tomlib.errors import TomError
 from tomlib.games import KINDS
 from tomlib.models import cards
-from tomlib.profiles import CHAPTERS, load_profile, new_run, override, profile_names
+from tomlib.profiles import CHAPTERS, SHIPPED, load_profile, new_run, override, profile_names
 from tomlib.reproduce import build_book
 from tomlib.scenarios import context_problems, find, scenarios
 
@@ -125,13 +126,68 @@ def test_every_figure_has_a_caption_a_name_and_a_finding(path: Path) -> None:
             assert figure["caption"].endswith(".") and figure["name"].startswith("fig-")
 
 
-def test_names_of_figures_are_given_once_and_those_referred_to_exist() -> None:
+def tables(path: Path) -> list[tuple[str, str, str]]:
+    """Name, caption and text of every table that a notebook shows."""
+    found = []
+    for cell in code_cells(path):
+        for output in cell["outputs"]:
+            html = "".join(output.get("data", {}).get("text/html", ""))
+            if "<table" not in html:
+                continue
+            match = re.search(
+                r'<table[^>]* id="([^"]+)">\s*<caption>(.*?)</caption>', html, re.DOTALL
+            )
+            assert match, f"a table is shown by plots.table, with a name: {source(cell)[:80]}"
+            found.append((match[1], match[2], "".join(output["data"]["text/plain"])))
+    return found
+
+
+NO_ANSWERS = {
+    "tab-01-players", "tab-02-plan", "tab-03-rows", "tab-03-first", "tab-03-settings",
+    "tab-03-record", "tab-03-loss", "tab-03-published-rows", "tab-03-published-loss",
+    "tab-06-table1", "tab-07-game", "tab-09-left", "tab-09-by-game", "tab-09-attempts",
+    "tab-10-sizes",
+    # exact probabilities beside published counts:
+    "tab-09-attempts-judged", "tab-09-held-out", "tab-10-curve", "tab-answer",
+}  # fmt: skip
+"""Tables of no sampled answer: plans, training rows, published figures, exact probabilities."""
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_every_table_has_a_caption_and_says_what_could_not_be_read(path: Path) -> None:
+    shown = tables(path)
+    assert shown
+    for name, caption, text in shown:
+        assert caption.endswith("."), name
+        assert name.startswith(f"tab-{path.stem.split('-')[0].replace('index', 'answer')}"), name
+        if name in NO_ANSWERS or path.stem[:2] in ("00", "08", "st"):
+            continue
+        said = re.search(r"\bunread\b|\bunparsed\b|readable choice|not readable|not be read", text)
+        assert said, f"{name} does not say how many answers could not be read"
+
+
+def test_the_number_of_unread_answers_is_that_of_the_ledger() -> None:
+    run = new_run(load_profile(SHIPPED))
+    roles = {"teacher": run.profile.teacher_answer} | dict.fromkeys(("student", "tuned"), "choice")
+    roles["published-tuned"] = "choice"
+    draws = [
+        collect(run, r, run.scenarios("in_sample"), f, letter_only=True) for r, f in roles.items()
+    ]
+    unread = sum(int(table["choice"].isna().sum()) for table in draws)
+    text = dict((name, text) for name, _, text in tables(ROOT / "notebooks" / "04-in-sample.ipynb"))
+    wanted = f"no part of it: {unread:,}." if unread else "All answers had a readable choice."
+    for name in ("tab-04-shares", "tab-04-measures", "tab-04-distances", "tab-04-baselines"):
+        assert wanted in text[name]
+
+
+def test_names_of_figures_and_tables_are_given_once_and_those_referred_to_exist() -> None:
     names = [
         cell["metadata"]["mystnb"]["figure"]["name"]
         for path in NOTEBOOKS
         for cell in code_cells(path)
         if "mystnb" in cell["metadata"]
     ]
+    names += [name for path in NOTEBOOKS for name, _, _ in tables(path)]
     assert len(names) == len(set(names)) > 20
     referred = [name for _, text in texts() for name in re.findall(r"\{numref\}`([^`]+)`", text)]
     assert len(referred) > 4 and set(referred) <= {*names, "fig-experiment"}
@@ -219,7 +275,7 @@ MAKE = [(page, words[1:]) for page, words in commands() if words[0] == "make"]
 def test_a_tom_command_is_one(page: str, words: list[str]) -> None:
     given = vars(_parser().parse_args(words))
     if "profile" in given:
-        profile = given["profile"] if given["profile"] in profile_names() else "quick"
+        profile = given["profile"] if given["profile"] in profile_names() else SHIPPED
         assert given["profile"] in (profile, "mine", "profiles/mine.toml")
         load_profile(profile, **settings(given["p"]))
     if "scenario" in given and given["scenario"] not in ("orchestra/stag_hunt", "IR/deadlock"):
@@ -233,7 +289,7 @@ def test_a_tom_command_is_one(page: str, words: list[str]) -> None:
 def test_a_papermill_command_runs_a_notebook(page: str, words: list[str]) -> None:
     assert (ROOT / words[0]).is_file()
     given = settings([words[i + 1 : i + 3] for i, word in enumerate(words) if word == "-p"])
-    profile = load_profile(given.pop("profile", "quick"))
+    profile = load_profile(given.pop("profile", SHIPPED))
     override(profile, given)
 
 
@@ -306,7 +362,7 @@ def test_errors_in_troubleshooting_are_those_of_the_code() -> None:
 def test_the_overview_counts_scenarios_as_they_are() -> None:
     page = (ROOT / "book" / "experiment.md").read_text(encoding="utf-8")
     overview = extension("overview")
-    assert DRAWING.read_text("utf-8") == overview.svg(new_run(load_profile("quick")))
+    assert DRAWING.read_text("utf-8") == overview.svg(new_run(load_profile(SHIPPED)))
     other = overview.svg(new_run(load_profile("smoke", n_teacher=7)))
     assert "smollm2-135m" in other and ">28 rows" in other  # 4 training scenarios
     drawing = (ROOT / "book" / "_static" / "experiment.svg").read_text(encoding="utf-8")
@@ -339,7 +395,7 @@ def test_the_results_in_the_readme_are_those_of_the_shipped_run() -> None:
     spec.loader.exec_module(readme)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     table = text.split("<!-- results -->")[1].split("<!-- /results -->")[0]
-    assert table.strip() == readme.results(new_run(load_profile("quick")))
+    assert table.strip() == readme.results(new_run(load_profile(SHIPPED)))
 
 
 # --- the pages ------------------------------------------------------------------------------------
@@ -371,7 +427,7 @@ def test_the_book_builds_without_a_warning(tmp_path: Path) -> None:
     anchors = set(re.findall(r'id="([\w-]+-cell-\d+)"', chapter))
     for links in made:
         assert set(re.findall(r'href="#([^"]+)"', links)) <= anchors
-        assert "04-in-sample.ipynb" in links and "quick-draws.zip" in links
+        assert "04-in-sample.ipynb" in links and f"{SHIPPED}-draws.zip" in links
     games = (page.parent / "notebooks" / "00-games.html").read_text(encoding="utf-8")
     assert 'alt="The 4 games lie in 4 quadrants' in games and "Fig. " in games
     lost = (page.parent / "404.html").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ import pytest
 
 from tomlib.cli import main
 from tomlib.errors import TomError
-from tomlib.profiles import open_run
+from tomlib.profiles import SHIPPED, open_run
 from tomlib.reproduce import ship
 from tomlib.scenarios import root
 
@@ -91,7 +91,7 @@ def test_every_command_has_help_with_an_example(
 def test_a_mistyped_parameter_of_plain_papermill_is_an_error(name: str, tmp_path: Path) -> None:
     command = [
         *(sys.executable, "-m", "papermill", f"notebooks/{name}.ipynb"),
-        *(str(tmp_path / "out.ipynb"), "-p", "profle", "quick"),
+        *(str(tmp_path / "out.ipynb"), "-p", "profle", SHIPPED),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode != 0
@@ -129,10 +129,10 @@ def test_fresh_leaves_aside_what_comes_with_the_book(
 ) -> None:
     for flags, replayed in (([], True), (["--fresh"], False)):
         monkeypatch.setenv("TOM_RUNS", str(tmp_path / str(replayed)))
-        assert main(["run", "status", "--profile", "quick", *flags]) == 0
-        said = shown(tmp_path / str(replayed) / "quick" / "notebooks" / "status.ipynb")
-        assert ("No run of the profile `quick` is recorded yet" in said) != replayed
-        run = open_run("status", {"profile": "quick", "replay": replayed})
+        assert main(["run", "status", "--profile", SHIPPED, *flags]) == 0
+        said = shown(tmp_path / str(replayed) / SHIPPED / "notebooks" / "status.ipynb")
+        assert (f"No run of the profile `{SHIPPED}` is recorded yet" in said) != replayed
+        run = open_run("status", {"profile": SHIPPED, "replay": replayed})
         assert bool(len(run.ledger.draws())) == replayed
 
 
@@ -145,8 +145,8 @@ def test_importing_the_package_needs_no_torch() -> None:
 
 
 def test_a_run_is_not_shipped_onto_itself(tmp_path: Path) -> None:
-    run = tmp_path / "quick"
-    shutil.copytree(root() / "data" / "runs" / "quick", run)
+    run = tmp_path / SHIPPED
+    shutil.copytree(root() / "data" / "runs" / SHIPPED, run)
     held = sorted(p.name for p in run.rglob("*"))
     for to in (run, run / "inside", tmp_path):
         with pytest.raises(TomError, match="itself, or one holds the other"):

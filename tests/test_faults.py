@@ -32,11 +32,11 @@ from tomlib.collect import collect
 from tomlib.engines import Engine, Request, ask, load_transformers, open_engine
 from tomlib.errors import TomError
 from tomlib.models import Card
-from tomlib.profiles import Run, load_profile
+from tomlib.profiles import SHIPPED, Run, load_profile
 from tomlib.prompts import load_wording, messages
 from tomlib.scenarios import find, root
 
-QUICK = root() / "data" / "runs" / "quick"
+QUICK = root() / "data" / "runs" / SHIPPED
 TOM = [sys.executable, "-m", "tomlib.cli"]
 
 
@@ -75,7 +75,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The shipped run as a user's own, to be damaged: `runs/quick`, shards unpacked."""
-    folder = tmp_path / "runs" / "quick"
+    folder = tmp_path / "runs" / SHIPPED
     shutil.copytree(QUICK, folder)
     for packed in folder.glob("*/*.jsonl.gz"):
         packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
@@ -230,7 +230,7 @@ def test_a_full_and_a_read_only_disk_during_a_chapter(disk: Callable[[str], Path
     place = disk("48k")
     said = one_line(tom("run", "08", TOM_RUNS=str(place)).stderr)
     assert "No space left on device" in said and "give the same command again" in said
-    shutil.rmtree(place / "quick")
+    shutil.rmtree(place / SHIPPED)
     subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
     for command in (["run", "08"], ["reproduce", "--profile", "smoke"]):
         done = tom(*command, TOM_RUNS=str(place))
@@ -240,9 +240,9 @@ def test_a_full_and_a_read_only_disk_during_a_chapter(disk: Callable[[str], Path
 
 def test_a_full_disk_while_packing_a_run(disk: Callable[[str], Path]) -> None:
     place = disk("100k")
-    done = tom("ship", str(QUICK), str(place / "quick"))
+    done = tom("ship", str(QUICK), str(place / SHIPPED))
     assert done.returncode == 2 and "No space left" in one_line(done.stderr)
-    assert not (place / "quick").exists()
+    assert not (place / SHIPPED).exists()
 
 
 def test_a_full_disk_while_an_adapter_is_written(disk: Callable[[str], Path]) -> None:
@@ -535,7 +535,7 @@ def test_a_damaged_ledger_line_names_file_and_line_and_changes_nothing(
     first, rest = shard.read_text("utf-8").split("\n", 1)
     shard.write_text(f"{first}\n{damage}{rest}", encoding="utf-8")
     before = shard.read_bytes()
-    for command in (["verify", str(quick)], ["plan", "--profile", "quick"]):
+    for command in (["verify", str(quick)], ["plan", "--profile", SHIPPED]):
         assert main(command) == 2
         both = capsys.readouterr()
         assert f"{shard.name}, {says}" in both.out + both.err

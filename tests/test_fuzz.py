@@ -24,7 +24,7 @@ from tomlib.engines import Engine
 from tomlib.errors import TomError, printable
 from tomlib.finetune import check_base
 from tomlib.models import card
-from tomlib.profiles import load_profile, open_run
+from tomlib.profiles import SHIPPED, load_profile, open_run
 from tomlib.prompts import ANSWERS, load_wording, messages, wording_names
 from tomlib.reproduce import read_manifest, verify_run
 from tomlib.scenarios import find, load, root
@@ -324,7 +324,7 @@ def test_ledger_lines(folder: Path, changes: dict[str, Any]) -> None:
 @often(12)
 @given(data=st.data())
 def test_manifests(folder: Path, data: st.DataObject) -> None:
-    shipped = root() / "data" / "runs" / "quick" / "manifest.json"
+    shipped = root() / "data" / "runs" / SHIPPED / "manifest.json"
     manifest = json.loads(shipped.read_text("utf-8"))
     place = folder / "shipped"
     place.mkdir(exist_ok=True)
@@ -342,7 +342,7 @@ def test_manifests(folder: Path, data: st.DataObject) -> None:
 @often(60)
 @given(data=st.data())
 def test_records_of_adapters(folder: Path, data: st.DataObject) -> None:
-    shipped = next((root() / "data" / "runs" / "quick" / "adapters").glob("family-*"))
+    shipped = next((root() / "data" / "runs" / SHIPPED / "adapters").glob("family-*"))
     place = folder / "adapter"
     place.mkdir(exist_ok=True)
     whole = (shipped / "training.json").read_bytes()

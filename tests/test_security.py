@@ -22,7 +22,7 @@ from tomlib import engines, models
 from tomlib.engines import Engine
 from tomlib.errors import TomError
 from tomlib.models import Card
-from tomlib.profiles import Run
+from tomlib.profiles import SHIPPED, Run
 from tomlib.reproduce import _JUPYTER_BOOK
 from tomlib.scenarios import root
 
@@ -269,9 +269,9 @@ def test_a_ledger_of_such_texts_is_read_and_shown(
 ) -> None:
     """Chapter 02 replayed with such motivations, and its page built: all of it is inert."""
     runs = tmp_path / "runs"
-    shutil.copytree(root() / "data" / "runs" / "quick", runs / "quick")
+    shutil.copytree(root() / "data" / "runs" / SHIPPED, runs / SHIPPED)
     evil = iter(EVIL * 3)
-    for packed in sorted((runs / "quick" / "draws").glob("*choice+motivation--in_sample--*")):
+    for packed in sorted((runs / SHIPPED / "draws").glob("*choice+motivation--in_sample--*")):
         rows = [json.loads(line) for line in gzip.decompress(packed.read_bytes()).splitlines()]
         for row in rows:
             if row["index"] == 0 and row["max_new_tokens"] > 20 and row["outcome"] == "ok":
@@ -287,7 +287,7 @@ def test_a_ledger_of_such_texts_is_read_and_shown(
         [*TOM, "run", "02", "--fresh"], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-1000:]
-    chapter = runs / "quick" / "notebooks" / "02-teacher-querying.ipynb"
+    chapter = runs / SHIPPED / "notebooks" / "02-teacher-querying.ipynb"
     outputs = [
         output.get("data", {})
         for cell in json.loads(chapter.read_text("utf-8"))["cells"]

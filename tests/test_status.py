@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tomlib import status
-from tomlib.profiles import CHAPTERS, Run, load_profile
+from tomlib.profiles import CHAPTERS, SHIPPED, Run, load_profile
 from tomlib.reproduce import work
 
 MACHINE = {"cores": 2, "processor": "Some CPU", "system": "Linux"}
@@ -50,7 +50,7 @@ def test_a_run_that_was_not_made_is_said_to_be_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chapter", [*CHAPTERS, "index"])
 def test_what_a_chapter_needs_are_steps_of_the_run(chapter: str, tmp_path: Path) -> None:
-    run = Run(load_profile("quick"), tmp_path, None, chapter)
+    run = Run(load_profile(SHIPPED), tmp_path, None, chapter)
     needs = status.needs(run, chapter)
     steps = {w.name for w in work(run)} | {"train tuned", "train published-tuned"}
     assert set(needs) <= steps and len(needs) == len(set(needs))

@@ -625,6 +625,15 @@ def scorecard(
     return pd.DataFrame([*rows, again], columns=columns)
 
 
+SCORECARD_INTERVALS = {
+    "gap": ("low", "high"),
+    "correlation": ("correlation_low", "correlation_high"),
+    "within_context": ("within_low", "within_high"),
+    "within_slope": ("slope_low", "slope_high"),
+    "against_tuned": ("against_low", "against_high"),
+}
+"""Estimates of a scorecard, with the columns that hold their bounds."""
+
 _GUESSES = {
     "teacher's mean": "a constant, the teacher's mean",
     "teacher in training": "the teacher's answers to the same scenarios in training",

@@ -11,7 +11,16 @@ from typing import Any
 from tomlib import __version__
 from tomlib.errors import TomError, printable
 from tomlib.games import KINDS, TwoPlayerGame
-from tomlib.profiles import CHAPTERS, EXTRAS, PAGES, Run, load_profile, new_run, profile_names
+from tomlib.profiles import (
+    CHAPTERS,
+    EXTRAS,
+    PAGES,
+    SHIPPED,
+    Run,
+    load_profile,
+    new_run,
+    profile_names,
+)
 from tomlib.prompts import ANSWERS
 from tomlib.scenarios import find, nearest, scenarios
 
@@ -242,7 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tom",
         description="Run, rerun and check the experiment.",
-        epilog="example: tom run 04 --profile quick -p n 20",
+        epilog="example: tom run 04 -p n 20",
     )
     parser.add_argument("--version", action="version", version=f"tom {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -257,9 +266,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(act=act)
         return sub
 
-    def with_profile(sub: Any) -> None:
+    def with_profile(sub: Any, default: str = SHIPPED) -> None:
         names = ", ".join(profile_names())
-        sub.add_argument("--profile", default="quick", help=f"one of {names}, or a .toml file")
+        sub.add_argument("--profile", default=default, help=f"one of {names}, or a .toml file")
         sub.add_argument(
             "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
             help="a value in place of the profile's; may be given again",
@@ -316,11 +325,11 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument("--devices", type=int, default=1, help="GPUs that a job holds")
     sub.add_argument("--price", type=float, default=0.0, help="of a device hour")
-    with_profile(sub)
+    with_profile(sub, "quick")
 
     sub = command(
         "run", _run, "run chapters with papermill into runs/PROFILE/notebooks",
-        "tom run 04 05 --profile quick -p n 20",
+        "tom run 04 05 -p n 20",
     )  # fmt: skip
     sub.add_argument("chapters", nargs="*", metavar="CHAPTER", help="all of a run unless named")
     sub.add_argument("--fresh", action="store_true", help="do not replay what comes with the book")
@@ -332,7 +341,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument("--no-book", action="store_true", help="stop before the book")
     sub.add_argument("--only", metavar="STEP", help="one step of it, as the Snakefile names them")
-    with_profile(sub)
+    with_profile(sub, "quick")
 
     sub = command("book", _book, "build the book, warnings as errors", "tom book")
     sub.add_argument("--notebooks", help="executed chapters to show in place of the committed ones")

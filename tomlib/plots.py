@@ -119,7 +119,9 @@ def table(
         shown = shown.set_index(shown.columns[0], append=True)
     names = [name for name in shown.index.names if name is not None]
     with pd.option_context("display.max_colwidth", None):
-        html = shown.to_html(index=bool(names), index_names=False, border=0, table_id=name or None)
+        html = shown.to_html(
+            index=bool(names), index_names=False, border=0, justify="left", table_id=name or None
+        )
         text = shown.to_string(index=bool(names), index_names=False)
     for label in names:  # over the row headings, in the one row of headings
         html = html.replace("<th></th>", f"<th>{escape(str(label))}</th>", 1)

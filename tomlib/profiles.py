@@ -31,6 +31,8 @@ CHAPTERS = (
 )
 PAGES = ("00-games", "index", "status")
 """Notebooks beside the chapters: the games, the front page, what the run took."""
+SHIPPED = "quick"
+"""The run that comes with the book: chapters show it unless told otherwise."""
 EXTRAS = ("09-reading-the-game", "10-learning-curve")
 """Chapters that train further students: run by name, no part of reproducing a run."""
 
@@ -355,7 +357,7 @@ def open_run(chapter: str, namespace: Mapping[str, Any]) -> Run:
         namespace[_FIRST] = first
     settings = {"profile", "replay", *get_type_hints(Profile)}
     given = {key: value for key, value in given.items() if key in first | settings}
-    name, replay = given.pop("profile", "quick"), given.pop("replay", True)
+    name, replay = given.pop("profile", SHIPPED), given.pop("replay", True)
     if not isinstance(name, str):
         raise TomError(f"parameter profile = {_shown(name)} must be str, not {type(name).__name__}")
     if not isinstance(replay, bool):

@@ -17,7 +17,7 @@ from tomlib.errors import TomError
 from tomlib.games import PublicGoodsGame, TwoPlayerGame
 from tomlib.models import card
 from tomlib.plots import colour
-from tomlib.profiles import Run, load_profile, new_run
+from tomlib.profiles import SHIPPED, Run, load_profile, new_run
 from tomlib.prompts import messages, prompt_id
 from tomlib.readout import held_readouts, options
 from tomlib.scenarios import SPLITS, Scenario, load
@@ -52,7 +52,7 @@ def shown_run(notebook: Path) -> Run:
             for line in ast.parse("".join(cell["source"])).body:
                 if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
                     given[line.targets[0].id] = ast.literal_eval(line.value)
-    name, replay = given.pop("profile", "quick"), given.pop("replay", True)
+    name, replay = given.pop("profile", SHIPPED), given.pop("replay", True)
     return new_run(load_profile(name, **given), replay=replay)
 
 
