@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
@@ -139,3 +140,63 @@ def test_the_citation_names_the_software_and_the_paper() -> None:
     assert [author["family-names"] for author in paper["authors"]] == ["Lorè", "Ilami", "Heydari"]
     assert "2408.05241" in paper["url"]
     assert f"## [{cited['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+# --- workflows ------------------------------------------------------------------------------------
+
+
+WORKFLOWS = {path.stem: path for path in sorted((ROOT / ".github" / "workflows").glob("*.yml"))}
+
+
+def workflow(name: str) -> dict[str, Any]:
+    """A workflow; YAML takes its `on` for a truth value."""
+    loaded: dict[Any, Any] = yaml.safe_load(WORKFLOWS[name].read_text(encoding="utf-8"))
+    loaded["on"] = loaded.pop(True)
+    return loaded
+
+
+def steps_of(name: str) -> list[dict[str, Any]]:
+    return [step for job in workflow(name)["jobs"].values() for step in job["steps"]]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_workflow_runs_what_is_there_and_may_do_no_more_than_it_must(name: str) -> None:
+    made = workflow(name)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert made["permissions"]["contents"] == "read"
+    writes = {k for k, v in made["permissions"].items() if v == "write"}
+    assert writes <= ({"pages", "id-token"} if name == "pages" else set())
+    for step in steps_of(name):
+        assert ("uses" in step) != ("run" in step)
+        if "uses" in step:
+            assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step["uses"]), step["uses"]
+            continue
+        said = step["run"]
+        for target in re.findall(r"\bmake ([\w-]+)", said):
+            assert re.search(rf"^{target}[ :]", makefile, re.MULTILINE), target
+        for script in re.findall(r"\bbash (\S+)", said):
+            assert (ROOT / script).is_file(), script
+        # What somebody else may write (a branch's name, a title) is never part of a command.
+        assert "${{" not in said
+
+
+def test_the_book_is_published_after_the_tests_have_passed_and_from_what_they_tested() -> None:
+    made = workflow("pages")
+    assert set(made["on"]) == {"workflow_run", "workflow_dispatch"}
+    waits = made["on"]["workflow_run"]
+    assert waits["workflows"] == [workflow("ci")["name"]] and waits["types"] == ["completed"]
+    (job,) = made["jobs"].values()
+    assert "conclusion == 'success'" in job["if"]
+    assert "workflow_run.head_sha" in job["steps"][0]["with"]["ref"]
+    built = [step["with"]["path"] for step in steps_of("pages") if "upload-pages" in str(step)]
+    assert built == ["_build/html"]
+
+
+def test_a_pull_request_brings_its_book_and_the_tests_run_on_it() -> None:
+    assert (
+        "pull_request" in workflow("ci")["on"] and "pull_request" in workflow("pull-request")["on"]
+    )
+    (upload,) = [s for s in steps_of("pull-request") if "upload-artifact" in s.get("uses", "")]
+    assert upload["with"]["path"] == "_build/html"
+    assert upload["with"]["if-no-files-found"] == "error"
+    assert any("pip-audit" in step.get("run", "") for step in steps_of("ci"))

@@ -40,6 +40,28 @@ def served() -> Iterator[str]:
         server.shutdown()
 
 
+class _Lost(_Quiet):
+    """Answers an address that is none as GitHub's pages do: with `404.html`."""
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        text = (BOOK / "404.html").read_bytes()
+        self.send_response(code)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+
+@pytest.fixture(scope="session")
+def lost() -> Iterator[str]:
+    """Address of the book on a server that shows `404.html` for what is not there."""
+    handler = functools.partial(_Lost, directory=str(BOOK))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """One Chromium for all tests."""

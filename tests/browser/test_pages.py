@@ -147,3 +147,37 @@ def test_the_pdf_is_the_whole_book_and_the_front_page_links_to_it(
     assert len(re.findall(rb"/Type\s*/Page\b", data)) > 100
     links = [link for link in visit("notebooks/index.html").links if link.endswith(".pdf")]
     assert links == [f"{served}/tom-book.pdf"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        ("notebooks/04-in-sampel.html", "notebooks/04-in-sample.html"),
+        ("book/scale_out", "book/scale-out.html"),
+        ("08-published-results.html", "notebooks/08-published-results.html"),
+    ],
+)
+def test_a_wrong_address_leads_to_the_page_that_was_meant(
+    asked: str, wanted: str, new_page: Callable[..., Page], lost: str
+) -> None:
+    page = new_page()
+    answer = page.goto(f"{lost}/{asked}")
+    assert answer is not None and answer.status == 404
+    near = page.locator("#near a")
+    assert "Did you mean" in page.locator("#near").inner_text()
+    there = page.goto(str(near.evaluate("link => link.href")))
+    assert there is not None and there.status == 200 and there.url.endswith(wanted)
+
+
+def test_an_address_like_no_other_offers_all_pages_and_a_search(
+    new_page: Callable[..., Page], lost: str
+) -> None:
+    page = new_page()
+    page.goto(f"{lost}/notebooks/xyzzy.html")
+    assert "Did you mean" not in page.locator("#near").inner_text()
+    links = page.locator("main a").evaluate_all("links => links.map(a => a.href)")
+    assert len(links) > 20 and all(link.startswith(lost) for link in links)
+    page.get_by_role("searchbox").fill("snowdrift")
+    page.get_by_role("button", name="Search").click()
+    page.get_by_text("Search finished").or_(page.locator("ul.search li").first).first.wait_for()
+    assert page.locator("ul.search li").count() > 0
