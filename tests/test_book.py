@@ -233,12 +233,32 @@ def test_every_internal_link_leads_somewhere() -> None:
     assert links > 15
 
 
+def test_terms_of_the_glossary_are_used() -> None:
+    glossary = (ROOT / "book" / "glossary.md").read_text("utf-8")
+    known = set(re.findall(r"^(\w[^\n]*)\n  \S", glossary, re.MULTILINE))
+    used = [term for _, text in texts() for term in re.findall(r"\{term\}`([^`]+)`", text)]
+    assert len(used) > 8 and set(used) <= known
+
+
+def test_prose_refers_to_the_figures_of_its_chapter() -> None:
+    for chapter in CHAPTERS:
+        path = ROOT / "notebooks" / f"{chapter}.ipynb"
+        cells = notebook(path)["cells"]
+        prose = "".join(source(c) for c in cells if c["cell_type"] == "markdown")
+        captions = "".join(str(c["metadata"].get("mystnb", "")) for c in cells)
+        referred = re.findall(r"\{numref\}`(?:fig|tab)-([0-9]{2})", prose + captions)
+        assert chapter[:2] in referred, chapter
+
+
 def test_citations_are_in_the_bibliography() -> None:
     known = re.findall(r"^@\w+\{([^,]+),", (ROOT / "book/references.bib").read_text("utf-8"), re.M)
-    assert len(known) == len(set(known))
-    for path, text in texts():
-        for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text):
-            assert set(keys.split(",")) <= set(known), name_of(path)
+    cited = [
+        key
+        for _, text in texts()
+        for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text)
+        for key in keys.split(",")
+    ]
+    assert len(known) == len(set(known)) and set(cited) == set(known)
 
 
 # --- what readers are told to type ----------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from tomlib.collect import ARM_OF
-from tomlib.profiles import CHAPTERS, Run
+from tomlib.profiles import CHAPTERS, PAGES, Run
 from tomlib.reproduce import read_manifest, reads, work
 
 
@@ -102,7 +102,7 @@ def cost_in_words(run: Run) -> str:
 
 
 def chapters(run: Run) -> pd.DataFrame:
-    """When each chapter was executed in the run, and how long that took.
+    """When each chapter and page was executed in the run, and how long that took.
 
     Returns:
         Columns `chapter, executed` (UTC), `seconds` (of the chapter alone, from a full ledger) and
@@ -110,7 +110,7 @@ def chapters(run: Run) -> pd.DataFrame:
     """
     recorded = steps(run).set_index("step")
     rows = []
-    for chapter in CHAPTERS:
+    for chapter in (*CHAPTERS, *PAGES):
         name = f"chapter {chapter}"
         if name not in recorded.index:
             continue

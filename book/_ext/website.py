@@ -71,6 +71,13 @@ def launch_buttons(app: Any, config: Any) -> None:
     }
 
 
+def name_repository(app: Any, docname: str, source: list[str]) -> None:
+    """Put the public repository's address where the pages leave it open."""
+    address = os.environ.get("TOM_REPOSITORY", "").rstrip("/")
+    if address and docname.startswith("book/"):
+        source[0] = source[0].replace("https://github.com/OWNER/NAME", address)
+
+
 def parts(env: Any) -> list[tuple[str, list[tuple[str, str]]]]:
     """The table of contents: captions with the names and titles of their pages."""
     found = []
@@ -105,5 +112,6 @@ def not_found(app: Any, failed: Exception | None) -> None:
 def setup(app: Any) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("config-inited", launch_buttons)
+    app.connect("source-read", name_repository)
     app.connect("build-finished", not_found)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
