@@ -1,5 +1,6 @@
 """Write the results into README.md, and its figure, from the shipped run: `python book/readme.py`."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -82,7 +83,12 @@ def figure(run: Run, path: Path) -> None:
             plots.teacher_vs_tuned(table, paper, ax=ax)
             ax.set_title(f"{split.replace('_', ' ')}, {name}")
     plt.tight_layout()
-    plt.savefig(path, dpi=90, metadata={"Software": None})
+    plt.savefig(path, dpi=90, metadata={"Software": None, "Shows": shown(results(run))})
+
+
+def shown(text: str) -> str:
+    """A mark of what a picture shows, kept inside it: the picture is of this text or out of date."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def main() -> None:
@@ -93,7 +99,7 @@ def main() -> None:
     new = f"<!-- results -->\n{results(run)}\n<!-- /results -->"
     text = re.sub(r"<!-- results -->.*<!-- /results -->", lambda _: new, text, flags=re.DOTALL)
     readme.write_text(text, encoding="utf-8")
-    figure(run, root() / "book" / "_static" / "quick.png")
+    figure(run, root() / "book" / "_static" / "results.png")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import importlib.util
 import json
 import re
 import shlex
@@ -19,6 +18,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 
 from tomlib import reproduce
 from tomlib.cli import _parser
@@ -407,15 +407,29 @@ def test_every_model_card_is_described() -> None:
         assert card.purpose in row and card.licence in row, card.name
 
 
+def script(name: str) -> Any:
+    """A script of `book/`, as a module."""
+    if str(ROOT / "book") not in sys.path:
+        sys.path.append(str(ROOT / "book"))
+    return importlib.import_module(name)
+
+
+def test_the_picture_in_the_readme_is_of_the_front_page_as_it_is() -> None:
+    mark = script("screenshot").front(ROOT / "notebooks" / "index.ipynb")
+    picture = Image.open(ROOT / "book" / "_static" / "front.png")
+    assert picture.info.get("Shows") == mark, "the front page has changed: make front"
+    assert picture.width >= 1000 and "front.png" in (ROOT / "README.md").read_text("utf-8")
+
+
 @pytest.mark.slow
 def test_the_results_in_the_readme_are_those_of_the_shipped_run() -> None:
-    spec = importlib.util.spec_from_file_location("readme", ROOT / "book" / "readme.py")
-    assert spec is not None and spec.loader is not None
-    readme = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(readme)
+    readme = script("readme")
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     table = text.split("<!-- results -->")[1].split("<!-- /results -->")[0]
-    assert table.strip() == readme.results(new_run(load_profile(SHIPPED)))
+    results = readme.results(new_run(load_profile(SHIPPED)))
+    assert table.strip() == results
+    picture = Image.open(ROOT / "book" / "_static" / "results.png")
+    assert picture.info.get("Shows") == readme.shown(results), "python book/readme.py"
 
 
 # --- the pages ------------------------------------------------------------------------------------
@@ -517,6 +531,7 @@ def test_a_replay_needs_the_light_environment_only(name: str) -> None:
 import sys
 from importlib.metadata import packages_distributions
 from packaging.utils import canonicalize_name
+from PIL import Image
 light = set(sys.argv[1].split()) | {"tomlib", "pip", "setuptools"}
 heavy = {m for m, who in packages_distributions().items()
          if not {canonicalize_name(w) for w in who} & light}

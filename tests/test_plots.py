@@ -278,6 +278,8 @@ def test_nothing_in_a_table_acts_unseen(shown):
     assert "<script>" not in shown[0]["text/html"]
 
 
-def test_a_long_cell_is_whole(shown):
-    plots.table(pd.DataFrame({"said": ["x" * 5000]}), "Long.")
-    assert "x" * 5000 in shown[0]["text/html"]
+def test_a_long_cell_is_whole_and_an_endless_one_is_cut(shown):
+    plots.table(pd.DataFrame({"said": ["x" * 999, "y" * 10**6]}), "Long.")
+    assert "x" * 999 in shown[0]["text/html"]
+    assert "y" * 1000 + "… (1,000,000 characters)" in shown[0]["text/html"]
+    assert len(shown[0]["text/html"]) < 4000

@@ -204,6 +204,9 @@ def test_keys_reach_nothing_that_a_run_writes(
 
 # --- texts of models ------------------------------------------------------------------------------
 
+ACTING = set("\x1b\x07\u202e\u2066")
+"""What would act on a terminal or turn the direction of reading."""
+
 EVIL = [
     "<script>window.EVIL = 1</script>",
     "</td></tr></table><script>EVIL()</script>",
@@ -296,6 +299,10 @@ def test_a_ledger_of_such_texts_is_read_and_shown(
     shown = [Page("".join(data["text/html"])) for data in outputs if "text/html" in data]
     assert any("EVIL" in page.text for page in shown)
     assert [page.live for page in shown if page.live] == []
+    for data in outputs:
+        for kind in ("text/html", "text/plain"):
+            acting = set("".join(data.get(kind, ""))) & ACTING
+            assert not acting, f"{kind}: {sorted(map(ascii, acting))}"
     assert chapter.stat().st_size < 3_000_000  # a megabyte of text is cut, not shown
 
     book = tmp_path / "book"
@@ -312,3 +319,4 @@ def test_a_ledger_of_such_texts_is_read_and_shown(
     assert path.is_file(), (built.stdout + built.stderr)[-1500:]
     page = Page(path.read_text("utf-8"))
     assert "EVIL" in page.text and page.live == []
+    assert not set(path.read_text("utf-8")) & ACTING

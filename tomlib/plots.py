@@ -164,7 +164,7 @@ def _column(values: Any, digits: int) -> list[object]:
 
 def _cell(value: object, digits: int) -> object:
     if isinstance(value, str):
-        return _spoken(value) if _IDENTIFIER.fullmatch(value) else visible(value)
+        return _spoken(value) if _IDENTIFIER.fullmatch(value) else visible(value, LONGEST)
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if value is None or value is pd.NA or value is pd.NaT:
@@ -182,14 +182,20 @@ def _heading(value: object) -> str:
     return "-" if pd.isna(value) else _spoken(value)  # type: ignore[call-overload]
 
 
-def visible(text: str) -> str:
+LONGEST = 1000
+"""Most characters of a cell that are shown."""
+
+
+def visible(text: str, longest: int | None = None) -> str:
     r"""A text in which nothing acts unseen: control characters and marks of direction as their codes.
 
-    Line ends and tabs stay.
+    Line ends and tabs stay; what is longer than `longest` is cut, and said to be.
 
     >>> print(visible("a\x1b[31mb\u202ec"))
     a\x1b[31mb\u202ec
     """
+    if longest is not None and len(text) > longest:
+        return f"{visible(text[:longest])}… ({len(text):,} characters)"
     return "".join(
         c.encode("unicode_escape").decode()
         if (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t") or _turns(c)

@@ -16,7 +16,7 @@ from tomlib.collect import Player, collect, plan, player_if_ready, published_dis
 from tomlib.errors import TomError
 from tomlib.games import PublicGoodsGame, TwoPlayerGame
 from tomlib.models import card
-from tomlib.plots import colour
+from tomlib.plots import LONGEST, colour, visible
 from tomlib.profiles import SHIPPED, Run, load_profile, new_run
 from tomlib.prompts import messages, prompt_id
 from tomlib.readout import held_readouts, options
@@ -226,7 +226,7 @@ def _motivations(run: Run, scenarios: list[Scenario]) -> dict[Scenario, dict[str
         said[s] = {
             "asked": len(draws), "given": len(texts),
             "shown": [
-                [None if pd.isna(choice) else str(choice), str(motivation)]
+                [None if pd.isna(choice) else str(choice), visible(str(motivation), LONGEST)]
                 for choice, motivation in zip(first["choice"], first["motivation"], strict=True)
             ],
         }  # fmt: skip

@@ -498,7 +498,7 @@
         "ul",
         { class: "said" },
         ...said.shown.map(([choice, text]) =>
-          make("li", {}, make("strong", {}, `${choice ?? "no choice"}: `), make("q", {}, text)),
+          make("li", {}, make("strong", {}, `${choice ?? "no choice"}: `), make("q", { dir: "auto" }, text)),
         ),
       ),
     );
