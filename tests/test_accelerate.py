@@ -19,8 +19,10 @@ CHANGES = {
     "max_steps": "3",
     "threads": "1",
 }
-# `accelerate launch` starts processes on GPUs, or on processors through MPI; without either this is
-# what it comes down to.
+DDP = str(root() / "profiles" / "accelerate" / "ddp.yaml")
+# The documented command; ACCELERATE_USE_CPU has the processes use processors where it says GPUs.
+LAUNCHED = [*("-m", "accelerate.commands.launch", "--config_file", DDP, "--num_processes", "2")]
+# What it comes down to: SHARDED takes Accelerate's own part into its hands.
 TOGETHER = [*("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")]
 PLAIN = "import sys; from tomlib.cli import main; sys.exit(main(sys.argv[1:]))"
 # Accelerate shards models over GPUs only. These are torch's own calls behind it, on processors; the
@@ -97,8 +99,8 @@ def training(
 @pytest.mark.long
 @pytest.mark.weights
 def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path, alone: pd.DataFrame) -> None:
-    """Batches of four scenarios, two on each process, which holds the whole model."""
-    two = trained(tmp_path, TOGETHER, PLAIN, processes=2)
+    """The DDP configuration: batches of four scenarios, two of them on each process."""
+    two = trained(tmp_path, LAUNCHED, PLAIN, processes=2)
     assert len(alone) == 3 and alone["loss"].nunique() == 3
     np.testing.assert_allclose(two["loss"], alone["loss"], rtol=1e-4)
 
