@@ -476,7 +476,7 @@ def test_a_link_that_leads_nowhere_is_an_error(
         shutil.copy2(ROOT / name, tmp_path / name)
     for name in ("book/_ext", "book/_static"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    (tmp_path / "book/references.bib").write_text("", encoding="utf-8")
+    shutil.copy2(ROOT / "book" / "references.bib", tmp_path / "book")
     (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: front\n", encoding="utf-8")
     (tmp_path / "front.md").write_text("# Front\n\n[away](nowhere.md)\n", encoding="utf-8")
     monkeypatch.setattr(reproduce, "root", lambda: tmp_path)
