@@ -26,7 +26,15 @@ from tomlib.collect import collect
 from tomlib.errors import TomError
 from tomlib.games import KINDS
 from tomlib.models import cards
-from tomlib.profiles import CHAPTERS, SHIPPED, load_profile, new_run, override, profile_names
+from tomlib.profiles import (
+    CHAPTERS,
+    EXTRAS,
+    SHIPPED,
+    load_profile,
+    new_run,
+    override,
+    profile_names,
+)
 from tomlib.reproduce import build_book
 from tomlib.scenarios import context_problems, find, scenarios
 
@@ -193,10 +201,20 @@ def test_names_of_figures_and_tables_are_given_once_and_those_referred_to_exist(
     assert len(referred) > 4 and set(referred) <= {*names, "fig-experiment"}
 
 
-def test_a_chapter_says_what_it_costs() -> None:
-    for chapter in CHAPTERS:
-        cells = code_cells(ROOT / "notebooks" / f"{chapter}.ipynb")
-        assert "cost_in_words(run)" in source(cells[1]), chapter
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_a_notebook_opens_with_what_it_asks_needs_and_costs_and_how_to_rerun_it(path: Path) -> None:
+    first = source(notebook(path)["cells"][0])
+    opens = source(code_cells(path)[1])
+    if path.stem in CHAPTERS:
+        assert "cost_in_words(run)" in opens
+    elif path.stem in EXTRAS:
+        assert "**Cost.**" in opens
+    elif path.stem != "index":  # the front page is nobody's chapter
+        assert "no model, no draws, a second" in first
+    if path.stem != "index":
+        order = ["**What it asks.**", "**What it needs.**", "**Run it again**"]
+        assert [part for part in re.findall(r"\*\*[^*]+\*\*", first) if part in order] == order
+        assert f"papermill notebooks/{path.name} out.ipynb" in first
 
 
 # --- links ----------------------------------------------------------------------------------------
@@ -525,7 +543,7 @@ def test_the_light_environment_is_a_part_of_the_lock_and_holds_all_of_the_core()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["07-public-goods", "index"])
+@pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS])
 def test_a_replay_needs_the_light_environment_only(name: str) -> None:
     """Executed with every other package forbidden."""
     cells = [source(c) for c in code_cells(ROOT / "notebooks" / f"{name}.ipynb")]
@@ -533,7 +551,6 @@ def test_a_replay_needs_the_light_environment_only(name: str) -> None:
 import sys
 from importlib.metadata import packages_distributions
 from packaging.utils import canonicalize_name
-from PIL import Image
 light = set(sys.argv[1].split()) | {"tomlib", "pip", "setuptools"}
 heavy = {m for m, who in packages_distributions().items()
          if not {canonicalize_name(w) for w in who} & light}

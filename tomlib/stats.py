@@ -275,17 +275,6 @@ def additive(counts: pd.DataFrame) -> pd.DataFrame:
     return counts.assign(cooperate=fitted, defect=np.round(draws - fitted, 1))
 
 
-def welch(values1: ArrayLike, values2: ArrayLike) -> TTest:
-    """Welch's t test of mean1 - mean2, from the draws themselves.
-
-    A sample without any spread (everybody gives 7) is allowed: it adds no error of its own.
-    """
-    samples = [np.asarray(values, dtype=float) for values in (values1, values2)]
-    return welch_from_summary(
-        *(number for s in samples for number in (s.mean(), s.std(ddof=1), len(s)))
-    )
-
-
 def welch_from_summary(
     mean1: float, sd1: float, n1: float, mean2: float, sd2: float, n2: float
 ) -> TTest:
