@@ -328,23 +328,19 @@ def test_sensitivity_separates_context_from_game():
     assert 0 < rows.loc["a", "noise_share"] < 0.05
 
 
-def test_sensitivity_bounds_are_those_of_drawing_again():
-    counts = published.roles().query("split == 'in_sample' and model == 'teacher'")
-    row = alignment.sensitivity(counts).iloc[0]
-    for name in ("spread", "context_share", "game_share", "both_share"):
-        assert row[f"{name}_low"] < row[f"{name}_high"]
+def test_the_interval_of_a_spread_covers_the_true_one_where_the_drawn_one_is_inflated():
     chance = np.random.default_rng(7)
-    shares = []
-    for _ in range(200):
-        n = counts["cooperate"] + counts["defect"]
-        c = chance.binomial(n, counts["cooperate"] / n)
-        again = alignment.sensitivity(counts.assign(cooperate=c, defect=n - c), resamples=1)
-        shares.append(again["context_share"].item())
-    low, high = np.percentile(shares, [2.5, 97.5])
-    assert (row["context_share_low"], row["context_share_high"]) == pytest.approx(
-        (low, high), abs=0.01
-    )
-    exact = counts.assign(p_cooperate=counts["cooperate"] / 300).drop(columns="cooperate")
+    true = np.array([0.55, 0.58, 0.6, 0.62, 0.65, 0.6, 0.57, 0.63])
+    names = {"split": "s", "model": "m", "answer": "choice", "game": "g"}
+    hits, inflated = 0, 0
+    for seed in range(200):
+        c = chance.binomial(100, true)
+        drawn = pd.DataFrame({"context": list("abcdefgh"), "cooperate": c, "defect": 100 - c})
+        row = alignment.sensitivity(drawn.assign(**names), resamples=400, seed=seed).iloc[0]
+        hits += row["spread_low"] <= true.std() <= row["spread_high"]
+        inflated += row["spread"] > true.std()
+    assert inflated > 150 and hits > 170
+    exact = drawn.assign(**names, p_cooperate=true).drop(columns=["cooperate", "defect"])
     assert np.isnan(alignment.sensitivity(exact)["spread_low"].item())
 
 

@@ -684,11 +684,11 @@ def sensitivity(table: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> p
 
     Returns:
         One row a split, model and answer form: `mean, lowest, highest, spread` (standard deviation)
-        of P(C) over scenarios; `context_share` and `game_share`, the parts of its variance that lie
-        between the means of contexts and of games, and `both_share`, what only their combination
-        explains (two-way analysis of variance without replication, for a full grid of contexts
-        and games); each of the last four with 95 % bounds `NAME_low`, `NAME_high` of a parametric
-        bootstrap over draws (NaN for exact probabilities, which have no sampling error);
+        of P(C) over scenarios; `spread_low`, `spread_high`, a 95 % basic bootstrap interval over
+        draws (sampling adds to a spread, so it may lie below it; NaN for exact probabilities);
+        `context_share` and `game_share`, the parts of the variance that lie between the means of
+        contexts and of games, and `both_share`, what only their combination explains (two-way
+        analysis of variance without replication, for a full grid of contexts and games);
         `noise_share`, the part that sampling alone would cause; `unread`, the number of answers
         without a readable choice.
     """
@@ -696,46 +696,31 @@ def sensitivity(table: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> p
     for key, group in rates(table).groupby(["split", "model", "answer"], sort=False):
         known = group.dropna(subset="rate")
         rate, draws = known["rate"].to_numpy(), known["draws"].to_numpy()
-        parts = _variance_parts(rate[None], known)
-        total = float(parts["spread"][0]) ** 2
-        noise = float(np.mean(rate * (1 - rate) / draws)) if len(rate) else float("nan")
-        bounds = dict.fromkeys(parts, (float("nan"), float("nan")))
+        total = float(rate.var()) if len(rate) else float("nan")
+        low = high = float("nan")
         if len(rate) and np.isfinite(draws).all():
             chance = np.random.default_rng(seed)
             again = chance.binomial(draws.astype(int), rate, (resamples, len(rate))) / draws
-            bounds = {
-                name: tuple(np.nanpercentile(values, [2.5, 97.5]))
-                for name, values in _variance_parts(again, known).items()
-                if np.isfinite(values).any()
+            least, most = np.percentile(again.std(axis=1), [2.5, 97.5])
+            low, high = (max(0.0, float(2 * total**0.5 - bound)) for bound in (most, least))
+        shares = {
+            f"{by}_share": float(known.groupby(by)["rate"].transform("mean").var(ddof=0))
+            for by in ("context", "game")
+        }
+        shares["both_share"] = total - sum(shares.values())
+        shares["noise_share"] = float(np.mean(rate * (1 - rate) / draws)) if len(rate) else total
+        varies = total > 1e-12
+        rows.append(
+            dict(zip(("split", "model", "answer"), key, strict=True))
+            | {
+                "mean": known["rate"].mean(),
+                "lowest": known["rate"].min(),
+                "highest": known["rate"].max(),
+                "spread": total**0.5,
+                "spread_low": low,
+                "spread_high": high,
             }
-        row = dict(zip(("split", "model", "answer"), key, strict=True))
-        row |= {"mean": known["rate"].mean(), "lowest": known["rate"].min()}
-        row |= {"highest": known["rate"].max()}
-        for name, values in parts.items():
-            low, high = bounds.get(name, (float("nan"), float("nan")))
-            row |= {name: float(values[0]), f"{name}_low": low, f"{name}_high": high}
-        row["noise_share"] = noise / total if total > _VARIES else float("nan")
-        rows.append(row | {"unread": int(group["unread"].sum())})
+            | {name: part / total if varies else float("nan") for name, part in shares.items()}
+            | {"unread": int(group["unread"].sum())}
+        )
     return pd.DataFrame(rows)
-
-
-_VARIES = 1e-12
-"""Variances at or below it are rounding."""
-
-
-def _variance_parts(rates: Array, cells: pd.DataFrame) -> dict[str, Array]:
-    """Spread, and the shares of its variance, of each row of rates `[resamples, cells]`."""
-    if not len(cells):
-        return dict.fromkeys(("spread", *_SHARES), np.full(len(rates), np.nan))
-    total = rates.var(axis=1)
-    between = {}
-    for by in ("context", "game"):
-        inside = pd.get_dummies(cells[by]).to_numpy(dtype=float)
-        means = rates @ inside / inside.sum(0) @ inside.T
-        between[f"{by}_share"] = means.var(axis=1)
-    between["both_share"] = total - between["context_share"] - between["game_share"]
-    varies = np.where(total > _VARIES, total, np.nan)
-    return {"spread": np.sqrt(total)} | {name: part / varies for name, part in between.items()}
-
-
-_SHARES = ("context_share", "game_share", "both_share")

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -541,8 +542,10 @@ def _frame(rows: list[Row]) -> "pd.DataFrame":
 
     columns: dict[str, Any] = {name: [row[name] for row in rows] for name in SCHEMA["draws"]}
     columns["payoffs"] = [tuple(payoffs) for payoffs in columns["payoffs"]]
+    # Draws that stop at the letter say the same few things many times.
+    motivation = cache(lambda text, answer, *game: read(text, answer, *game).motivation)
     columns["motivation"] = [
-        read(row["text"], row["answer"], *_game(row)).motivation
+        motivation(row["text"], row["answer"], *_game(row))
         if row["outcome"] == "ok" and row["answer"] != "choice"
         else None
         for row in rows

@@ -135,7 +135,9 @@ def link_outputs(app: Any, doctree: nodes.document) -> None:
 
 def _shows(output: nodes.Element) -> bool:
     """Whether an output holds a figure or a table, in contrast to a sentence."""
-    return any(next(output.findall(kind), None) is not None for kind in (nodes.image, nodes.table))
+    if any(next(output.findall(kind), None) is not None for kind in (nodes.image, nodes.table)):
+        return True
+    return any("<table" in raw.astext() for raw in output.findall(nodes.raw))  # a frame as it is
 
 
 SHOWN_TABLE = re.compile(
