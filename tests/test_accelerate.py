@@ -24,7 +24,6 @@ DDP = str(root() / "profiles" / "accelerate" / "ddp.yaml")
 LAUNCHED = [*("-m", "accelerate.commands.launch", "--config_file", DDP, "--num_processes", "2")]
 # What it comes down to: SHARDED takes Accelerate's own part into its hands.
 TOGETHER = [*("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")]
-PLAIN = "import sys; from tomlib.cli import main; sys.exit(main(sys.argv[1:]))"
 # Accelerate shards models over GPUs only. These are torch's own calls behind it, on processors; the
 # training is killed once, on both processes, when it has saved its second step.
 SHARDED = """
@@ -70,10 +69,10 @@ sys.exit(cli.main(sys.argv[1:]))
 def alone(tmp_path_factory: pytest.TempPathFactory, smol: Card) -> pd.DataFrame:
     """The training log of one process. The published arm's rows need no draws."""
     folder = tmp_path_factory.mktemp("alone")
-    return trained(folder, [], PLAIN, processes=1)
+    return trained(folder, [], None, processes=1)
 
 
-def trained(folder: Path, launched: list[str], code: str, processes: int) -> pd.DataFrame:
+def trained(folder: Path, launched: list[str], code: str | None, processes: int) -> pd.DataFrame:
     done = training(folder, launched, code)
     assert done.returncode == 0, done.stderr[-3000:]
     (adapter,) = (folder / "smoke" / "adapters").glob("published-*")
@@ -82,14 +81,18 @@ def trained(folder: Path, launched: list[str], code: str, processes: int) -> pd.
 
 
 def training(
-    folder: Path, launched: list[str], code: str, **more: str
+    folder: Path, launched: list[str], code: str | None, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    script = folder / "training.py"
-    script.write_text(code, encoding="utf-8")
+    """Train under `launched`: the command itself, or the code of a script in its place."""
+    what = ["-m", "tomlib.cli"]
+    if code is not None:
+        script = folder / "training.py"
+        script.write_text(code, encoding="utf-8")
+        what = [str(script)]
     environment = os.environ | {"TOM_RUNS": str(folder), "OMP_NUM_THREADS": "1"} | more
     environment |= {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root())}
     changes = [word for pair in CHANGES.items() for word in ("-p", *pair)]
-    command = [sys.executable, *launched, str(script), "reproduce", "--profile", "smoke"]
+    command = [sys.executable, *launched, *what, "reproduce", "--profile", "smoke"]
     return subprocess.run(
         [*command, *changes, "--only", "adapter/published"],
         env=environment, cwd=root(), capture_output=True, text=True,
@@ -100,7 +103,7 @@ def training(
 @pytest.mark.weights
 def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path, alone: pd.DataFrame) -> None:
     """The DDP configuration: batches of four scenarios, two of them on each process."""
-    two = trained(tmp_path, LAUNCHED, PLAIN, processes=2)
+    two = trained(tmp_path, LAUNCHED, None, processes=2)
     assert len(alone) == 3 and alone["loss"].nunique() == 3
     np.testing.assert_allclose(two["loss"], alone["loss"], rtol=1e-4)
 

@@ -328,19 +328,13 @@ def test_sensitivity_separates_context_from_game():
     assert 0 < rows.loc["a", "noise_share"] < 0.05
 
 
-def test_the_interval_of_a_spread_covers_the_true_one_where_the_drawn_one_is_inflated():
-    chance = np.random.default_rng(7)
-    true = np.array([0.55, 0.58, 0.6, 0.62, 0.65, 0.6, 0.57, 0.63])
-    names = {"split": "s", "model": "m", "answer": "choice", "game": "g"}
-    hits, inflated = 0, 0
-    for seed in range(200):
-        c = chance.binomial(100, true)
-        drawn = pd.DataFrame({"context": list("abcdefgh"), "cooperate": c, "defect": 100 - c})
-        row = alignment.sensitivity(drawn.assign(**names), resamples=400, seed=seed).iloc[0]
-        hits += row["spread_low"] <= true.std() <= row["spread_high"]
-        inflated += row["spread"] > true.std()
-    assert inflated > 150 and hits > 170
-    exact = drawn.assign(**names, p_cooperate=true).drop(columns=["cooperate", "defect"])
+def test_sensitivity_has_the_interval_of_the_spread():
+    counts = published.roles().query("split == 'in_sample' and model == 'teacher'")
+    row = alignment.sensitivity(counts).iloc[0]
+    n = counts["cooperate"] + counts["defect"]
+    rate = counts["cooperate"] / n
+    assert (row["spread_low"], row["spread_high"]) == stats.spread(rate, n)
+    exact = counts.assign(p_cooperate=rate).drop(columns="cooperate")
     assert np.isnan(alignment.sensitivity(exact)["spread_low"].item())
 
 

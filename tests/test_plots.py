@@ -269,12 +269,16 @@ def test_a_table_without_unread_answers_says_so(shown):
 
 
 def test_nothing_in_a_table_acts_unseen(shown):
-    said = "<script>x</script>\x1b[31m\u202egod\u2066 caf\u00e9 \u05e9\u05dc\u05d5\u05dd"
+    said = "<script>x</script>\x1b[31m\u202egod\u2066\u2028\u200b\U000e0041"
+    said += " caf\u00e9 \u05e9\u05dc\u05d5\u05dd"
     plots.table(pd.DataFrame({"said": [said], "model": [1.0]}, index=[0]), "Said.")
     for kind in ("text/html", "text/plain"):
         out = shown[0][kind]
-        assert not set(out) & set("\x1b\u202e\u2066"), kind
-        assert "\\x1b[31m\\u202egod\\u2066 caf\u00e9 \u05e9\u05dc\u05d5\u05dd" in out
+        assert not set(out) & set("\x1b\u202e\u2066\u2028\u200b\U000e0041"), kind
+        assert (
+            "\\x1b[31m\\u202egod\\u2066\\u2028\\u200b\\U000e0041 caf\u00e9 \u05e9\u05dc\u05d5\u05dd"
+            in out
+        )
     assert "<script>" not in shown[0]["text/html"]
 
 

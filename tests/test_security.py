@@ -3,6 +3,7 @@
 import ast
 import gzip
 import http.client
+import importlib
 import json
 import os
 import shutil
@@ -18,11 +19,11 @@ import pandas as pd
 import pytest
 from test_faults import TOM, Faulty, endpoint, server  # noqa: F401
 
-from tomlib import engines, models
+from tomlib import engines, models, plots
 from tomlib.engines import Engine
 from tomlib.errors import TomError
 from tomlib.models import Card
-from tomlib.profiles import SHIPPED, Run
+from tomlib.profiles import SHIPPED, Run, load_profile, new_run
 from tomlib.reproduce import _JUPYTER_BOOK
 from tomlib.scenarios import root
 
@@ -258,12 +259,34 @@ def test_the_page_reader_sees_what_is_live() -> None:
     assert not Page("<p>&lt;script&gt;EVIL()&lt;/script&gt;</p>").live
 
 
-def test_tables_escape_texts() -> None:
+def test_tables_escape_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a notebook shows of a frame."""
-    frame = pd.DataFrame({"text": EVIL})
-    assert pd.get_option("display.html.border") is not None
-    page = Page(str(frame._repr_html_()))  # type: ignore[operator]
-    assert page.live == [] and "EVIL" in page.text
+    import IPython.display
+
+    seen: list[dict[str, str]] = []
+    monkeypatch.setattr(IPython.display, "publish_display_data", seen.append)
+    plots.table(
+        pd.DataFrame({"text": EVIL}, index=pd.Index(EVIL, name="said")),
+        "<script>EVIL()</script>",
+        "tab-evil",
+    )
+    page = Page(seen[0]["text/html"])
+    assert page.live == [] and page.text.count("EVIL") > 2 * len(EVIL)
+    for text in seen[0].values():
+        assert not set(text) & ACTING and len(text) < 100_000
+
+
+def test_the_explorer_shows_such_texts_as_codes_and_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(root() / "book" / "_ext"))
+    explorer = importlib.import_module("explorer")
+    run = new_run(load_profile(SHIPPED))
+    scenario = run.scenarios("in_sample")[0]
+    draws = pd.DataFrame({"choice": "C", "motivation": EVIL})
+    monkeypatch.setattr(explorer, "_held", lambda *_, **__: {scenario: draws})
+    monkeypatch.setattr(explorer, "MOTIVATIONS", len(EVIL))
+    shown = [text for _, text in explorer._motivations(run, [scenario])[scenario]["shown"]]
+    assert len(shown) == len(EVIL) and not set("".join(shown)) & ACTING
+    assert max(map(len, shown)) < 1100 and "(1,000,000 characters)" in shown[-1]
 
 
 @pytest.mark.slow

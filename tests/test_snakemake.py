@@ -39,6 +39,10 @@ ARMS = {"adapter/family", "adapter/published"}
     ("changes", "again"),
     [
         ({"threads": 1, "parallel": 3}, set()),
+        (
+            {"bootstrap": 777},
+            {"08-published-results"} | RESULTS - {"07-public-goods"},
+        ),
         ({"margin": 0.2}, {"06-scaled-games", "08-published-results"}),
         ({"n_reasoning": 3}, {"draws/teacher", "02-teacher-querying", "index"}),
         ({"lora_r": 4}, ARMS | TUNED | RESULTS | {"03-lora-training"}),

@@ -190,6 +190,21 @@ def test_slope_is_that_of_a_regression_on_group_dummies():
     assert np.isnan(stats.slope([-1, 1], [-1, 1])[1:]).all()
 
 
+@pytest.mark.parametrize("width", [0.0, 0.03, 0.15])
+def test_the_interval_of_a_spread_covers_the_true_one_where_the_drawn_one_is_inflated(width):
+    chance = np.random.default_rng(7)
+    true = 0.6 + width * np.linspace(-1, 1, 12)
+    drawn = chance.binomial(100, true, (400, 12)) / 100
+    bounds = np.array([stats.spread(row, [100] * 12) for row in drawn])
+    hits = ((bounds[:, 0] <= true.std()) & (true.std() <= bounds[:, 1])).mean()
+    assert 0.93 <= hits <= (0.99 if width == 0 else 0.98)
+    if width < 0.1:  # a percentile bootstrap would be centred on something like this
+        assert (drawn.std(axis=1) > true.std()).mean() > 0.9
+    assert np.isnan(stats.spread([0.5, 0.6], [np.inf, np.inf])).all()
+    assert np.isnan(stats.spread([0.0, 0.0], [10, 10])).all()
+    assert np.isnan(stats.spread([0.5], [10])).all()
+
+
 def test_fieller_covers_and_knows_when_it_cannot():
     low, high = stats.fieller([1, 1], [2, 0.1], [0.01, 0.01], [0.01, 0.01], [0, 0])
     assert low[0] < 0.5 < high[0]

@@ -488,21 +488,6 @@ def within_contexts(table: pd.DataFrame, first: str, second: str) -> pd.DataFram
     return known[[first, second]] - means
 
 
-def within_context_slope(table: pd.DataFrame, first: str, second: str) -> float:
-    """How much the second column changes over games where the first changes by one (least squares).
-
-    A correlation does not see size: a model whose probabilities hardly move can follow the order of
-    the games perfectly. 1 is the first column's own variation, 0 is a model that is blind to games.
-
-    >>> table = pd.DataFrame({"split": "s", "context": ["a", "a", "b", "b"],
-    ...                       "teacher": [0.2, 0.6, 0.5, 0.9], "tuned": [0.50, 0.51, 0.70, 0.71]})
-    >>> round(within_context_slope(table, "teacher", "tuned"), 3)
-    0.025
-    """
-    centred = within_contexts(table, first, second)
-    return stats.slope(centred[first], centred[second])[0]
-
-
 def _following(table: pd.DataFrame, first: str, second: str) -> dict[str, float]:
     """How the second column follows the first, over scenarios and within contexts, with intervals."""
     known = table.dropna(subset=[first, second])
@@ -579,7 +564,8 @@ def scorecard(
         `slope_low`, `slope_high`); `spread`, the standard deviation over scenarios;
         `against_tuned`, its gap minus the tuned student's, with `against_low`, `against_high`
         (bootstrap of the pairs); `scenarios`. Correlation and slope
-        are NaN where a prediction does not vary by construction.
+        are NaN where a prediction does not vary by construction, and for means that leave the
+        scenario out, which run against it by construction.
     """
     guesses = baselines(comparison, training)
     table = comparison.join(guesses.drop(columns=SCENARIO))
@@ -587,6 +573,8 @@ def scorecard(
     following = ["correlation", "correlation_low", "correlation_high", "within_context"]
     following += ["within_low", "within_high", "within_slope", "slope_low", "slope_high"]
     constant = {"teacher's mean": following, "teacher's mean by context": following[3:]}
+    if training is None:  # a mean without the scenario itself runs against it by construction
+        constant |= dict.fromkeys(guesses.columns.drop(SCENARIO), following)
     rows = []
     for name in names:
         used = table.dropna(subset=["teacher", "tuned", name])
@@ -609,6 +597,8 @@ def scorecard(
             "against_high": against.high,
             "scenarios": len(used),
         }
+        if name == "tuned":  # nothing to compare it with
+            row |= dict.fromkeys(("against_tuned", "against_low", "against_high"), float("nan"))
         rows.append(row | dict.fromkeys(constant.get(name, []), float("nan")))
     draws = comparison[["n_teacher", "n_tuned"]].where(lambda n: n > 0)
     noise = (
@@ -651,11 +641,10 @@ def in_words(card: pd.DataFrame, tuned: str = "the tuned student") -> str:
     if "tuned" not in rows:
         return "No scenario has readable answers of teacher and tuned student."
     own = rows["tuned"]
-    text = (
-        f"On average over {own['scenarios']} scenarios {tuned} is {own['gap']:.3f} away from the "
-        "teacher"
-    )
-    text += f" (before tuning: {rows['student']['gap']:.3f})." if "student" in rows else "."
+    gap = {name: f"{r['gap']:.3f} ({r['low']:.3f} to {r['high']:.3f})" for name, r in rows.items()}
+    where = f"over {own['scenarios']} scenarios"
+    text = f"On average {where} {tuned} is {gap['tuned']} away from the teacher"
+    text += f"; before tuning {gap['student']}." if "student" in rows else "."
     for name, row in rows.items():
         if not name.startswith("teacher's") and name != "teacher in training":
             continue
@@ -663,7 +652,7 @@ def in_words(card: pd.DataFrame, tuned: str = "the tuned student") -> str:
         verb = "cannot be told apart from"
         if row["against_low"] > 0 or row["against_high"] < 0:
             verb = "is closer than" if row["against_tuned"] > 0 else "is farther away than"
-        text += f" It {verb} {what} ({row['gap']:.3f})."
+        text += f" It {verb} {what}: {gap[name]}."
     if np.isnan(own["within_context"]):
         return text + " Its choices do not vary over the games of a context."
     return text + (
@@ -674,18 +663,16 @@ def in_words(card: pd.DataFrame, tuned: str = "the tuned student") -> str:
     )
 
 
-def sensitivity(table: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
+def sensitivity(table: pd.DataFrame) -> pd.DataFrame:
     """How much of a model's behaviour depends on the context and how much on the game.
 
     Args:
         table: Counts or exact probabilities (see `rates`).
-        resamples: Of the bootstrap over draws.
-        seed: Of the bootstrap.
 
     Returns:
         One row a split, model and answer form: `mean, lowest, highest, spread` (standard deviation)
-        of P(C) over scenarios; `spread_low`, `spread_high`, a 95 % basic bootstrap interval over
-        draws (sampling adds to a spread, so it may lie below it; NaN for exact probabilities);
+        of P(C) over scenarios; `spread_low`, `spread_high`, the 95 % interval of what it would be
+        without sampling (`stats.spread`; NaN for exact probabilities);
         `context_share` and `game_share`, the parts of the variance that lie between the means of
         contexts and of games, and `both_share`, what only their combination explains (two-way
         analysis of variance without replication, for a full grid of contexts and games);
@@ -697,12 +684,7 @@ def sensitivity(table: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> p
         known = group.dropna(subset="rate")
         rate, draws = known["rate"].to_numpy(), known["draws"].to_numpy()
         total = float(rate.var()) if len(rate) else float("nan")
-        low = high = float("nan")
-        if len(rate) and np.isfinite(draws).all():
-            chance = np.random.default_rng(seed)
-            again = chance.binomial(draws.astype(int), rate, (resamples, len(rate))) / draws
-            least, most = np.percentile(again.std(axis=1), [2.5, 97.5])
-            low, high = (max(0.0, float(2 * total**0.5 - bound)) for bound in (most, least))
+        low, high = stats.spread(rate, draws)
         shares = {
             f"{by}_share": float(known.groupby(by)["rate"].transform("mean").var(ddof=0))
             for by in ("context", "game")

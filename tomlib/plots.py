@@ -164,7 +164,8 @@ def _column(values: Any, digits: int) -> list[object]:
 
 def _cell(value: object, digits: int) -> object:
     if isinstance(value, str):
-        return _spoken(value) if _IDENTIFIER.fullmatch(value) else visible(value, LONGEST)
+        named = _IDENTIFIER.fullmatch(value) or value.startswith("published-")
+        return _spoken(value) if named else visible(value, LONGEST)
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if value is None or value is pd.NA or value is pd.NaT:
@@ -187,9 +188,9 @@ LONGEST = 1000
 
 
 def visible(text: str, longest: int | None = None) -> str:
-    r"""A text in which nothing acts unseen: control characters and marks of direction as their codes.
+    r"""A text in which nothing acts unseen: controls, marks of direction and the like as codes.
 
-    Line ends and tabs stay; what is longer than `longest` is cut, and said to be.
+    Line ends, tabs and joiners stay; what is longer than `longest` is cut, and said to be.
 
     >>> print(visible("a\x1b[31mb\u202ec"))
     a\x1b[31mb\u202ec
@@ -198,16 +199,14 @@ def visible(text: str, longest: int | None = None) -> str:
         return f"{visible(text[:longest])}… ({len(text):,} characters)"
     return "".join(
         c.encode("unicode_escape").decode()
-        if (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t") or _turns(c)
+        if unicodedata.category(c) in _UNSEEN and c not in _HARMLESS
         else c
         for c in text
     )
 
 
-def _turns(c: str) -> bool:
-    """Whether a character turns the direction of reading."""
-    marks = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-    return unicodedata.bidirectional(c) in marks or c in "\u200e\u200f\u061c"
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, formats, halves of characters, separators
+_HARMLESS = "\n\t\u00ad\u200c\u200d"  # line ends, tabs, hyphenation, joiners of scripts and emoji
 
 
 def colour(model: str) -> str:
@@ -250,7 +249,8 @@ def _places(values: Iterable[Any], groups: list[Any]) -> Any:
 
 
 def _spoken(name: object) -> str:
-    return visible(str(name)).replace("_", " ").replace("prisoners ", "prisoner's ")
+    words = visible(str(name)).replace("_", " ").replace("prisoners ", "prisoner's ")
+    return words.replace("published-", "published ")
 
 
 def _panels(axes: Iterable[Axes] | None, rows: int, columns: int, size: tuple[float, float]) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import optimize, stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import (
     proportion_confint,
@@ -394,6 +394,42 @@ def slope(
     error = np.sqrt(float(left @ left) / free / size)
     half = float(stats.t.ppf((1 + confidence) / 2, free) * error)
     return estimate, estimate - half, estimate + half
+
+
+def spread(rates: ArrayLike, draws: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of the standard deviation that rates would have over cells without sampling.
+
+    Sampling adds to a spread. Over its mean sampling variance the rates' sum of squares is noncentral
+    chi-square; the interval holds every noncentrality that it does not contradict, so that it may lie
+    below the spread that was drawn.
+
+    Args:
+        rates: One for each cell.
+        draws: Behind each rate; NaN is returned where they are infinite or where sampling has no part.
+        confidence: Its level.
+
+    >>> low, high = spread([0.2, 0.4, 0.5, 0.7], [100] * 4)
+    >>> print(f"{low:.3f} {high:.3f}")
+    0.128 0.226
+    """
+    p, n = _arrays(rates, draws)
+    noise = float(np.mean(p * (1 - p) / n)) if len(p) > 1 else 0.0
+    if not noise > 0:
+        return float("nan"), float("nan")
+    seen, free = len(p) * float(p.var()) / noise, len(p) - 1
+
+    def noncentrality(level: float) -> float:
+        """The noncentrality under which less than what was seen has this probability."""
+        if stats.chi2.cdf(seen, free) <= level:
+            return 0.0
+        most = 2 * seen + 50
+        return float(optimize.brentq(lambda nc: stats.ncx2.cdf(seen, free, nc) - level, 0.0, most))
+
+    outside = (1 - confidence) / 2
+    low, high = (
+        float(np.sqrt(noncentrality(level) * noise / len(p))) for level in (1 - outside, outside)
+    )
+    return low, high
 
 
 def fieller(
