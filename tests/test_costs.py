@@ -27,6 +27,9 @@ def test_the_estimate_is_within_a_factor_of_two_of_a_real_run(
         for s in stages
     )
     total = told.iloc[-1]
+    spoken = int(run.ledger.draws()["new_tokens"].sum())
+    assert 0.5 < total["tokens"] / spoken < 2, (told, spoken)
+    assert total["tokens"] == pytest.approx(told["tokens"].iloc[:-1].sum(), abs=len(told))
     assert 0.5 < total["seconds"] / took < 2, (told, took)
     assert total["device_hours"] == pytest.approx(total["seconds"] / 1800)
     assert total["cost"] == pytest.approx(3 * total["device_hours"])

@@ -35,9 +35,9 @@ def measure(run: Run) -> pd.DataFrame:
     rates are the student's.
 
     Returns:
-        Columns `model, answer, exact, letter_only, scenarios, draws, seconds`: one row per kind of
-        work; rows with answer `load` (seconds per loading) and `step` (seconds per training step,
-        model `family` or `published`).
+        Columns `model, answer, exact, letter_only, scenarios, draws, tokens, seconds`: one row per
+        kind of work, with the new tokens that its draws had; rows with answer `load` (seconds per
+        loading) and `step` (seconds per training step, model `family` or `published`).
 
     Raises:
         TomError: What the run itself would raise.
@@ -46,10 +46,10 @@ def measure(run: Run) -> pd.DataFrame:
     rows: list[tuple[object, ...]] = []
 
     @contextmanager
-    def timed(*kind: object) -> Iterator[None]:
-        begin = time.monotonic()
-        yield
-        rows.append((*kind, time.monotonic() - begin))
+    def timed(*kind: object) -> Iterator[list[int]]:
+        begin, tokens = time.monotonic(), [0]
+        yield tokens
+        rows.append((*kind, tokens[0], time.monotonic() - begin))
 
     with tempfile.TemporaryDirectory() as folder:
         few = min(run.profile.n_teacher, MEASURED_DRAWS)
@@ -68,8 +68,9 @@ def measure(run: Run) -> pd.DataFrame:
             done.add(kind)
             some = replace(w, n=min(w.n, MEASURED_DRAWS))
             scenarios = len(asked(small, w))
-            with timed(*kind, scenarios, some.n):
-                do(small, some)
+            with timed(*kind, scenarios, some.n) as tokens:
+                answers = do(small, some)
+                tokens[0] = int(answers["new_tokens"].sum()) if some.n else 0
         close_engines()
         for arm in small.arms:
             rows_of_arm = training_rows(small, arm, progress=False)
@@ -78,8 +79,8 @@ def measure(run: Run) -> pd.DataFrame:
             log = train(small, arm, rows_of_arm, progress=False).log
             steps = log[log["step"] > 0]
             spent = steps["seconds"].iloc[-1] - (steps["seconds"].iloc[0] if len(steps) > 1 else 0)
-            rows.append((arm, "step", False, False, 0, 0, spent / max(1, len(steps) - 1)))
-    return pd.DataFrame(rows, columns=[*KIND, "scenarios", "draws", "seconds"])
+            rows.append((arm, "step", False, False, 0, 0, 0, spent / max(1, len(steps) - 1)))
+    return pd.DataFrame(rows, columns=[*KIND, "scenarios", "draws", "tokens", "seconds"])
 
 
 def estimate(
@@ -98,32 +99,36 @@ def estimate(
         price: Of a device hour, in any currency.
 
     Returns:
-        Columns `model, part, seconds, device_hours, cost`; the last row is the sum.
+        Columns `model, part, tokens, seconds, device_hours, cost`, where tokens are new ones of
+        answers; the last row is the sum.
     """
     known: Any = rates.set_index(KIND)
-    rows: list[tuple[str, str, float]] = []
+    rows: list[tuple[str, str, float, float]] = []
     for role in dict.fromkeys(w.role for w in work(run)):
         mine = [w for w in work(run) if w.role == role]
         teller = "teacher" if role == "teacher" else "student"
         arm = ARM_OF.get(role)
         if arm and (arm, "step", False, False) in known.index:
             step = float(known.loc[(arm, "step", False, False), "seconds"])
-            rows.append((role, "training", step * _steps(run, arm)))
-        spent = 0.0
+            rows.append((role, "training", 0.0, step * _steps(run, arm)))
+        spent = tokens = 0.0
         for w in mine:
             rate = known.loc[(teller, *_kind(w)[1:])]
             scenarios = asked(run, w)
             share = len(scenarios) / float(rate["scenarios"])
             if w.n:
                 left = plan(run, role, scenarios, w.answer, w.n, letter_only=w.letter_only)
+                asked_for = float(rate["scenarios"] * rate["draws"])
+                tokens += float(rate["tokens"]) / asked_for * float(left["to_ask"].sum())
                 share *= left["to_ask"].sum() / left["wanted"].sum()
                 share *= max(1.0, w.n / float(rate["draws"]))
             spent += float(rate["seconds"]) * share
-        rows.append((role, "answers", spent))
-        rows.append((role, "loading", float(known.loc[(teller, "load", False, False), "seconds"])))
-    table = pd.DataFrame(rows, columns=["model", "part", "seconds"])
-    everything = pd.DataFrame([("all", "", table["seconds"].sum())], columns=table.columns)
-    table = pd.concat([table, everything], ignore_index=True)
+        rows.append((role, "answers", tokens, spent))
+        loading = float(known.loc[(teller, "load", False, False), "seconds"])
+        rows.append((role, "loading", 0.0, loading))
+    rows.append(("all", "", sum(row[2] for row in rows), sum(row[3] for row in rows)))
+    table = pd.DataFrame(rows, columns=["model", "part", "tokens", "seconds"])
+    table["tokens"] = table["tokens"].round().astype(int)
     table["device_hours"] = table["seconds"] / 3600 * devices
     table["cost"] = table["device_hours"] * price
     return table

@@ -31,7 +31,7 @@ CHAPTERS = (
 )
 PAGES = ("00-games", "index", "status")
 """Notebooks beside the chapters: the games, the front page, what the run took."""
-SHIPPED = "quick"
+SHIPPED = "laptop"
 """The run that comes with the book: chapters show it unless told otherwise."""
 EXTRAS = ("09-reading-the-game", "10-learning-curve")
 """Chapters that train further students: run by name, no part of reproducing a run."""
