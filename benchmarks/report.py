@@ -231,7 +231,7 @@ def _how(table: Data, m: Data) -> list[str]:
         )
     if "replay_seconds" in rows:
         say.append(
-            f"- `replay_seconds`: `tom run`, {rows['replay_seconds']['size']} with papermill, "
+            f"- `replay_seconds`: `tom run --profile quick`, {rows['replay_seconds']['size']} with papermill, "
             "starting Python and kernels included; it is an error here if a model is asked."
         )
     return say

@@ -410,7 +410,7 @@ def spread(rates: ArrayLike, draws: ArrayLike, confidence: float = 0.95) -> tupl
 
     >>> low, high = spread([0.2, 0.4, 0.5, 0.7], [100] * 4)
     >>> print(f"{low:.3f} {high:.3f}")
-    0.128 0.226
+    0.131 0.223
     """
     p, n = _arrays(rates, draws)
     noise = float(np.mean(p * (1 - p) / n)) if len(p) > 1 else 0.0
