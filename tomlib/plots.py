@@ -152,7 +152,7 @@ def _readable(
     return table.set_axis(rows if len(index) > 1 else rows.get_level_values(0))
 
 
-_IDENTIFIER = re.compile(r"[a-z]+[0-9]*(_[a-z0-9]+)+")
+_IDENTIFIER = re.compile(r"[A-Za-z]+[0-9]*(_[a-z0-9]+)+")
 
 
 def _column(values: Any, digits: int) -> list[object]:
