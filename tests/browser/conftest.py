@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -30,16 +31,6 @@ class _Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="session")
-def served() -> Iterator[str]:
-    """Address of the book on this machine's loopback."""
-    handler = functools.partial(_Quiet, directory=str(BOOK))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
 class _Lost(_Quiet):
     """Answers an address that is none as GitHub's pages do: with `404.html`."""
 
@@ -52,14 +43,28 @@ class _Lost(_Quiet):
         self.wfile.write(text)
 
 
-@pytest.fixture(scope="session")
-def lost() -> Iterator[str]:
-    """Address of the book on a server that shows `404.html` for what is not there."""
-    handler = functools.partial(_Lost, directory=str(BOOK))
+@contextmanager
+def _serving(kind: type[_Quiet]) -> Iterator[str]:
+    """Address of the book on this machine's loopback."""
+    handler = functools.partial(kind, directory=str(BOOK))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[str]:
+    """Address of the book."""
+    with _serving(_Quiet) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def lost() -> Iterator[str]:
+    """Address of the book on a server that shows `404.html` for what is not there."""
+    with _serving(_Lost) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")
