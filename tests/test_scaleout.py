@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -312,3 +313,21 @@ def test_llama_cpp_at_equal_precision_is_transformers(
         for text in {t for t, k in (a + b).items() if k >= 20}:
             # Each count, given their sum, is binomial with 1/2 where the distributions are equal.
             assert binomtest(a[text], a[text] + b[text]).pvalue > 1e-3, (text, a[text], b[text])
+
+
+def test_many_jobs_do_not_come_back_at_once() -> None:
+    """Waits grow and differ by chance; a server that names one is taken at its word, and no sooner."""
+
+    def waits(attempt: int, **headers: str) -> list[float]:
+        error = RuntimeError("full")
+        error.response = SimpleNamespace(headers=headers)  # type: ignore[attr-defined]
+        outcome = SimpleNamespace(exception=lambda: error)
+        state = SimpleNamespace(attempt_number=attempt, outcome=outcome)
+        return [engines._pause(state) for _ in range(400)]
+
+    for attempt, most in ((1, 1), (3, 4), (5, 16), (30, 60)):
+        drawn = waits(attempt)
+        assert 0 <= min(drawn) < 0.1 * most and 0.9 * most < max(drawn) <= most
+    for told, least in (("7", 7.0), ("1e9", engines.LONGEST_PAUSE), ("soon", 0.0)):
+        drawn = waits(1, **{"retry-after": told})
+        assert least <= min(drawn) and max(drawn) <= least + 1 and len(set(drawn)) > 300
