@@ -39,12 +39,12 @@ SETTINGS = {
 }  # fmt: skip
 WORDS = [word for name, value in SETTINGS.items() for word in ("-p", name, value)]
 # Checkpoints after every step, so that a training that is killed has something to go on from; and the
-# chapters that say the most, to save time.
+# chapters that show the run.
 TOM = [
     sys.executable,
     "-c",
     "import sys; from tomlib import cli, finetune, reproduce; finetune.CHECKPOINT_SECONDS = 0.0; "
-    "reproduce.CHAPTERS = tuple(c for c in reproduce.CHAPTERS if c[:2] in ('01', '02', '03', '04')); "
+    "reproduce.CHAPTERS = tuple(c for c in reproduce.CHAPTERS if '01' <= c[:2] <= '07'); "
     "reproduce.PAGES = (); sys.exit(cli.main(sys.argv[1:]))",
 ]
 REPRODUCE = [*TOM, "reproduce", "--profile", "smoke", "--no-book", *WORDS]
@@ -434,7 +434,7 @@ def page_tables(report: dict[str, Any]) -> str:
     }
     tests = report["tests"]
     lines = [
-        f"*Measured* on {report['date']} on {report['machine']}: "
+        f"*Measured* on {report['date']} at commit `{report['commit']}` on {report['machine']}: "
         f"{report['seconds'] / 60:.0f} minutes, of which the undisturbed run took "
         f"{run['undisturbed_seconds']} seconds (smallest real model, a reduced smoke profile).",
         "",
@@ -443,9 +443,16 @@ def page_tables(report: dict[str, Any]) -> str:
         f"{len(run['kills']) - alone} times with all that it had started; {refused} starts were "
         "refused because a part of the killed run was still there, and let in when it had ended.",
         "",
+        ":::{table} What the last start left, beside an undisturbed run.",
+        ":name: tab-killed",
+        "",
         "| after the last start | |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in words.items()),
+        ":::",
+        "",
+        ":::{table} Single faults, one test each.",
+        ":name: tab-faults",
         "",
         "| fault | cases | as it should be |",
         "|---|---|---|",
@@ -456,6 +463,7 @@ def page_tables(report: dict[str, Any]) -> str:
             + " |"
             for t in tests
         ),
+        ":::",
         "",
         f"{sum(t['passed'] for t in tests)} cases passed, {sum(t['failed'] for t in tests)} failed.",
     ]
@@ -471,6 +479,12 @@ def page(report: dict[str, Any], text: str) -> str:
     return head + begin + page_tables(report) + "\n" + end + rest.split(end)[1]
 
 
+def commit() -> str:
+    """What is checked out, with a mark where files differ from it."""
+    told = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
+    return subprocess.run(told, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def main() -> int:
     """Run the campaign, write report and page; 0 when nothing was lost."""
     if "--page" not in sys.argv:
@@ -480,6 +494,7 @@ def main() -> int:
             tests = cases(Path(folder))
         report = {
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
+            "commit": commit(),
             "machine": f"{platform.system()}, {platform.machine()}, {os.cpu_count()} cores",
             "seconds": round(time.monotonic() - begin),
             "run": run,

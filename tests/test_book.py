@@ -202,11 +202,32 @@ def test_names_of_figures_and_tables_are_given_once_and_those_referred_to_exist(
         if "mystnb" in cell["metadata"]
     ]
     names += [name for path in NOTEBOOKS for name, _, _ in tables(path)]
+    names += [
+        n for path in PROSE for n in re.findall("^:name: (.+)$", path.read_text("utf-8"), re.M)
+    ]
     assert len(names) == len(set(names)) > 20
     referred = {name for _, text in texts() for name in re.findall(r"\{numref\}`([^`]+)`", text)}
     captions = re.findall(r"\{numref\}`([^`]+)`", "".join(p.read_text("utf-8") for p in NOTEBOOKS))
-    assert referred <= {*names, "fig-experiment"}
+    assert referred <= set(names)
     assert {name for name in names if name.startswith("fig-")} <= {*referred, *captions}
+
+
+def test_every_table_and_picture_of_the_prose_has_a_caption_and_a_name() -> None:
+    found = 0
+    for path in sorted((ROOT / "book").glob("*.md")):
+        text = path.read_text("utf-8")
+        for before in re.split(r"^\|.*\n\|[-|]+\n", text, flags=re.M)[:-1]:
+            found += 1
+            assert re.search(r"^:::\{table\} .+\.\n:name: tab-[\w-]+\n\n\Z", before, re.M), (
+                path.name
+            )
+        for picture in re.findall(r"```\{figure\}(.*?)```", text, re.DOTALL):
+            options, _, caption = picture.partition("\n\n")
+            assert (
+                ":name: fig-" in options and ":alt: " in options and caption.rstrip().endswith(".")
+            )
+        assert not re.search(r"!\[|\{image\}|<img", text), path.name
+    assert found > 8
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)

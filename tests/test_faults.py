@@ -615,3 +615,13 @@ def test_requests_of_the_wording_are_what_the_server_gets(
     said = messages(find("IR/stag_hunt"), "choice", load_wording("replies"))
     (drawn,) = ask(engine, [Request(said, [1, 2])], temperature=0.8, max_new_tokens=4)
     assert len(drawn) == 2 and faulty.seen >= 1
+
+
+def test_the_page_says_what_the_report_holds() -> None:
+    import faults
+
+    report = json.loads(faults.REPORT.read_text("utf-8"))
+    text = faults.PAGE.read_text("utf-8")
+    assert faults.page(report, text) == text
+    report["run"]["lost"] = 3
+    assert faults.page(report, text) != text
