@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import statsmodels.api as sm
 from scipy.spatial.distance import jensenshannon
-from scipy.stats import entropy, wasserstein_distance
+from scipy.stats import entropy, hypergeom, wasserstein_distance
 
 from tomlib import alignment, contributions, published, stats
 from tomlib.errors import TomError
@@ -334,8 +334,19 @@ def test_sensitivity_has_the_interval_of_the_spread():
     n = counts["cooperate"] + counts["defect"]
     rate = counts["cooperate"] / n
     assert (row["spread_low"], row["spread_high"]) == stats.spread(rate, n)
+    fit = sm.OLS.from_formula("rate ~ C(context) + C(game)", counts.assign(rate=rate)).fit()
+    anova = sm.stats.anova_lm(fit)
+    squares = anova["sum_sq"] / (rate * (1 - rate) / n).mean()
+    bounds = stats.shares(squares.tolist(), anova["df"].astype(int).tolist())
+    for columns, bound in zip(
+        list(alignment.SENSITIVITY_INTERVALS.values())[1:], bounds, strict=True
+    ):
+        assert row[list(columns)].tolist() == pytest.approx(bound)
     exact = counts.assign(p_cooperate=rate).drop(columns="cooperate")
-    assert np.isnan(alignment.sensitivity(exact)["spread_low"].item())
+    assert alignment.sensitivity(exact)[["spread_low", "context_low"]].isna().all(axis=None)
+    assert np.isnan(
+        alignment.sensitivity(counts.iloc[1:])["context_low"].item()
+    )  # a cell is missing
 
 
 def test_scorecard_and_mean_distances_carry_their_intervals():
@@ -391,6 +402,7 @@ def test_exact_contributions():
     assert summary.loc["teacher", ["sd", "se", "draws"]].tolist() == [1, 0, np.inf]
     far = contributions.distances(exact).iloc[0]
     assert far[["total_variation", "wasserstein"]].tolist() == [0.5, 1]
+    assert np.isnan(far["wasserstein_high"])
 
 
 def test_contribution_distances_are_scipys():
@@ -407,6 +419,30 @@ def test_contribution_distances_are_scipys():
     teacher[7] += 300
     tuned[[5, 7]] += 162, 138
     assert far["kullback_leibler"] == pytest.approx(entropy(teacher, tuned, base=2))
+    # Of 300 draws each, 162 fives are divided at random: a hypergeometric number of them.
+    moved = hypergeom(600, 162, 300).ppf([0.0125, 0.9875])  # two-sided in the distance
+    assert far["total_variation_high"] == pytest.approx(
+        np.abs(2 * moved - 162).max() / 300, abs=0.01
+    )
+    assert far["wasserstein_high"] == pytest.approx(2 * far["total_variation_high"])
+
+
+def test_models_that_give_alike_lie_in_the_range_of_chance():
+    rng = np.random.default_rng(3)
+    within = []
+    for seed in range(60):
+        draws = rng.multinomial(200, [0.1, 0.3, 0.4, 0.2], size=2)
+        given = pd.DataFrame(
+            [
+                (model, dollars, count)
+                for model, counts in zip(("teacher", "tuned"), draws, strict=True)
+                for dollars, count in enumerate(counts)
+            ],
+            columns=["model", "contribution", "count"],
+        )
+        far = contributions.distances(given, resamples=400, seed=seed).iloc[0]
+        within.append([far[name] <= far[high] for name, (_, high) in contributions.CHANCE.items()])
+    assert (np.mean(within, axis=0) > 0.9).all() and np.mean(within) < 1
 
 
 def test_contribution_improvement_has_the_interval_of_redrawn_answers():

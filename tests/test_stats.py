@@ -252,3 +252,40 @@ def test_additive_targets_keep_the_margins_and_have_no_interaction():
     assert (fitted["cooperate"] + fitted["defect"]).eq(300).all()
     with pytest.raises(TomError, match="two contexts"):
         stats.additive(counts[counts["context"] == "a"])
+
+
+@pytest.mark.parametrize(
+    ("between", "least"),
+    [
+        ((0.2, 0.02, 0), 0.92),
+        ((0.03, 0.03, 0.02), 0.92),
+        ((0.05, 0, 0.03), 0.92),
+        ((0.05, 0, 0), 0.85),
+    ],
+)
+def test_the_intervals_of_shares_of_variance_cover_the_true_ones(between, least):
+    chance = np.random.default_rng(5)
+    contexts, games = np.linspace(-1, 1, 5)[:, None], np.array([[1, -1, 0.5, -0.5]])
+    true = 0.5 + between[0] * contexts + between[1] * games + between[2] * contexts * games
+
+    def squares(p):
+        left = p - p.mean(-1, keepdims=True) - p.mean(-2, keepdims=True)
+        left += p.mean((-2, -1), keepdims=True)
+        return [
+            4 * 5 * p.mean(-1).var(-1),
+            5 * 4 * p.mean(-2).var(-1),
+            (left**2).sum((-2, -1)),
+        ]
+
+    parts = np.array(squares(true))
+    drawn = chance.binomial(300, true, (300, 5, 4)) / 300
+    noise = (drawn * (1 - drawn) / 300).mean((1, 2))
+    hits = []
+    for seed, sums in enumerate((np.array(squares(drawn)) / noise).T):
+        bounds = np.array(stats.shares(sums, [4, 3, 12], resamples=1000, seed=seed))
+        shares = parts / parts.sum()
+        hits.append((bounds[:, 0] <= shares + 1e-9) & (shares <= bounds[:, 1]))
+    assert (np.mean(hits, axis=0) >= least).all(), np.mean(hits, axis=0)
+    assert np.mean(hits) <= 0.985
+    assert np.isnan(stats.shares([1.0, float("nan"), 1.0], [4, 3, 12])).all()
+    assert stats.shares([30.0, 0.0, 0.0], [4, 0, 0])[0] == (1.0, 1.0)

@@ -675,7 +675,9 @@ def sensitivity(table: pd.DataFrame) -> pd.DataFrame:
         without sampling (`stats.spread`; NaN for exact probabilities);
         `context_share` and `game_share`, the parts of the variance that lie between the means of
         contexts and of games, and `both_share`, what only their combination explains (two-way
-        analysis of variance without replication, for a full grid of contexts and games);
+        analysis of variance without replication, for a full grid of contexts and games), each with
+        the 95 % interval of what it would be without sampling, as `context_low` and so on
+        (`stats.shares`; NaN for exact probabilities and where a cell of the grid is missing);
         `noise_share`, the part that sampling alone would cause; `unread`, the number of answers
         without a readable choice.
     """
@@ -690,7 +692,14 @@ def sensitivity(table: pd.DataFrame) -> pd.DataFrame:
             for by in ("context", "game")
         }
         shares["both_share"] = total - sum(shares.values())
-        shares["noise_share"] = float(np.mean(rate * (1 - rate) / draws)) if len(rate) else total
+        noise = float(np.mean(rate * (1 - rate) / draws)) if len(rate) else total
+        contexts, games = known["context"].nunique(), known["game"].nunique()
+        full = noise > 0 and len(rate) == contexts * games
+        bounds = stats.shares(
+            [len(rate) * part / noise if full else float("nan") for part in shares.values()],
+            [contexts - 1, games - 1, (contexts - 1) * (games - 1)],
+        )
+        shares["noise_share"] = noise
         varies = total > 1e-12
         rows.append(
             dict(zip(("split", "model", "answer"), key, strict=True))
@@ -703,6 +712,22 @@ def sensitivity(table: pd.DataFrame) -> pd.DataFrame:
                 "spread_high": high,
             }
             | {name: part / total if varies else float("nan") for name, part in shares.items()}
+            | {
+                column: bound
+                for columns, interval in zip(
+                    list(SENSITIVITY_INTERVALS.values())[1:], bounds, strict=True
+                )
+                for column, bound in zip(columns, interval, strict=True)
+            }
             | {"unread": int(group["unread"].sum())}
         )
     return pd.DataFrame(rows)
+
+
+SENSITIVITY_INTERVALS = {
+    "spread": ("spread_low", "spread_high"),
+    "context_share": ("context_low", "context_high"),
+    "game_share": ("game_low", "game_high"),
+    "both_share": ("both_low", "both_high"),
+}
+"""Estimates of `sensitivity`, with the columns that hold their bounds."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from tomlib import alignment, stats
 
@@ -112,7 +113,12 @@ def improvement(
 
 
 def distances(
-    table: pd.DataFrame, endowment: int = 10, teacher: str = "teacher", pseudo: float = 0.5
+    table: pd.DataFrame,
+    endowment: int = 10,
+    teacher: str = "teacher",
+    pseudo: float = 0.5,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Distance of every other model's contributions from the teacher's.
 
@@ -121,10 +127,16 @@ def distances(
         endowment: The largest contribution; every whole number from 0 on is possible.
         teacher: The model to compare with.
         pseudo: Draws added to every possible contribution before KL is taken.
+        resamples: Random divisions of two models' draws.
+        seed: Of these divisions.
 
     Returns:
         One row a model: `model, total_variation, jensen_shannon, kullback_leibler`, and
         `wasserstein`, the mean number of dollars by which contributions would have to be moved.
+        Sampling adds to a distance, and near 0 no interval of it is to be trusted; so each has the
+        range in which 95 % of distances lie when the draws of both models are divided between them
+        at random, as `total_variation_low`, `total_variation_high` and so on (NaN for exact
+        probabilities): a distance within it may be chance alone.
     """
     exact = "p" in table
     wide = (
@@ -136,21 +148,44 @@ def distances(
         .fillna(0.0)
         .astype(float)
     )
-    draws = np.full(len(wide), np.inf) if exact else wide.sum(axis=1).to_numpy()
-    share = wide.div(wide.sum(axis=1), axis=0).to_numpy()
-    smooth = alignment.smoothed(share, draws, pseudo)
-    own = wide.index.get_loc(teacher)
-    result = pd.DataFrame(
-        {"model": wide.index}
-        | alignment.distribution_distances(share[own], share)
-        | {
-            "kullback_leibler": alignment.distribution_distances(smooth[own], smooth)[
-                "kullback_leibler"
-            ],
-            "wasserstein": np.abs(np.cumsum(share[own] - share, axis=-1)).sum(-1),
-        }
-    )
-    return result[result["model"] != teacher].reset_index(drop=True)
+    own = wide.loc[teacher].to_numpy()
+    rng = np.random.default_rng(seed)
+    rows = []
+    for model, given in wide.drop(index=teacher).iterrows():
+        other = given.to_numpy()
+        row = {name: float(far) for name, far in _apart(own, other, pseudo, exact).items()}
+        chance = dict.fromkeys(row, np.array([np.nan]))
+        both = (own + other).astype(int)
+        if not exact and min(own.sum(), other.sum()) > 0:
+            first = rng.multivariate_hypergeometric(both, int(own.sum()), size=resamples)
+            chance = _apart(first.astype(float), (both - first).astype(float), pseudo)
+        for name, columns in CHANCE.items():
+            row |= zip(columns, np.quantile(chance[name], [0.025, 0.975]), strict=True)
+        rows.append({"model": model} | row)
+    return pd.DataFrame(rows)
+
+
+def _apart(
+    teacher: NDArray[np.float64],
+    other: NDArray[np.float64],
+    pseudo: float,
+    exact: bool = False,
+) -> dict[str, NDArray[np.float64]]:
+    """Distances between weights of contributions, along the last axis."""
+    shares, smooth = [], []
+    for weight in (teacher, other):
+        total = weight.sum(-1, keepdims=True)
+        shares.append(np.divide(weight, total, out=np.full_like(weight, np.nan), where=total > 0))
+        draws = np.full(total.shape[:-1], np.inf) if exact else total[..., 0]
+        smooth.append(alignment.smoothed(shares[-1], draws, pseudo))
+    far = alignment.distribution_distances(*shares)
+    far["kullback_leibler"] = alignment.distribution_distances(*smooth)["kullback_leibler"]
+    far["wasserstein"] = np.abs(np.cumsum(shares[0] - shares[1], axis=-1)).sum(-1)
+    return far
+
+
+CHANCE = {name: (f"{name}_low", f"{name}_high") for name in (*alignment.DISTANCES, "wasserstein")}
+"""The distances, with the columns that hold the range of chance."""
 
 
 def in_words(

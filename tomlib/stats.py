@@ -432,6 +432,50 @@ def spread(rates: ArrayLike, draws: ArrayLike, confidence: float = 0.95) -> tupl
     return low, high
 
 
+def shares(
+    squares: Sequence[float],
+    freedom: Sequence[int],
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> list[tuple[float, float]]:
+    """Intervals of the parts of a variance that its sources would have without sampling.
+
+    Over its sampling variance the sum of squares of a source is noncentral chi-square (see `spread`).
+    Each noncentrality is drawn from the fiducial distribution that inverting this gives, and the parts
+    are taken of what was drawn. In simulations they hold the truth as often as they should, but where
+    all of the variance has one source: there in 88 % in place of 95 (`tests/test_stats.py`).
+
+    Args:
+        squares: Sum of squares of each source over the sampling variance of one cell.
+        freedom: Degrees of freedom of each.
+        confidence: Level of the intervals.
+        resamples: Draws of the noncentralities.
+        seed: Of these draws.
+
+    >>> [f"{low:.2f} to {high:.2f}" for low, high in shares([400, 12, 20], [4, 3, 12])]
+    ['0.90 to 0.99', '0.00 to 0.06', '0.00 to 0.07']
+    """
+    if not all(np.isfinite(square) for square in squares):
+        return [(float("nan"), float("nan"))] * len(squares)
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for square, free in zip(squares, freedom, strict=True):
+        if not free:  # one context or one game
+            drawn.append(np.zeros(resamples))
+            continue
+        tried = (2 * square + 50) * np.linspace(0, 1, 2001) ** 2
+        below = stats.ncx2.cdf(square, free, tried)
+        drawn.append(np.interp(rng.random(resamples), below[::-1], tried[::-1]))
+    whole = np.sum(drawn, axis=0)
+    known = whole > 0
+    if not known.any():
+        return [(0.0, 1.0)] * len(drawn)
+    tail = (1 - confidence) / 2
+    bounds = [np.quantile(part[known] / whole[known], [tail, 1 - tail]) for part in drawn]
+    return [(float(low), float(high)) for low, high in bounds]
+
+
 def fieller(
     numerator: ArrayLike,
     denominator: ArrayLike,
