@@ -90,7 +90,7 @@ setup: $(READY)
 
 # The stamps are written last, so that an interrupted installation is done again.
 $(READY): $(VENV)/.lock-installed pyproject.toml
-	$(PIP) --no-deps -e .
+	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.lock-installed: requirements.lock requirements.hashes

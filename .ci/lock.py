@@ -1,4 +1,4 @@
-"""Write requirements.lock, requirements.hashes and environment.yml from this environment.
+"""Write requirements.lock, requirements.hashes, environment.yml and Binder's from this environment.
 
 Run by `make lock` in a fresh environment that holds the extras [models,scale,book,test] and
 nothing else.
@@ -49,18 +49,33 @@ def files(line: str) -> list[str]:
     return found
 
 
-def hashes(lines: list[str]) -> str:
-    """The text of requirements.hashes."""
+def hashed(lines: list[str]) -> dict[str, str]:
+    """Each pin with the hashes of its files, as pip reads it; without torch."""
     checked = [line for line in lines if not line.startswith("torch==")]
     with ThreadPoolExecutor(8) as several:
         found = several.map(files, checked)
+    return {
+        line: " \\\n    ".join([line, *(f"--hash=sha256:{one}" for one in each)]) + "\n"
+        for line, each in zip(checked, found, strict=True)
+    }
+
+
+def hashes(entries: dict[str, str]) -> str:
+    """The text of requirements.hashes."""
     return (
         "# requirements.lock with the hashes of its files, which `make` checks as it installs them.\n"
         "# Not of torch: its builds for GPUs and for none come from more than one place.\n"
-        + "".join(
-            " \\\n    ".join([line, *(f"--hash=sha256:{one}" for one in each)]) + "\n"
-            for line, each in zip(checked, found, strict=True)
-        )
+        + "".join(entries.values())
+    )
+
+
+def light(entries: dict[str, str], before: str) -> str:
+    """The text of binder/requirements.txt: the packages that it names, as they are pinned now."""
+    wanted = set(re.findall(r"^([a-z0-9-]+)==", before, re.MULTILINE))
+    return (
+        "# What a replay needs, with the versions of requirements.lock and the hashes of their files: no\n"
+        "# torch, no model. Binder reads this; tests/test_book.py holds it to the lock.\n"
+        + "".join(text for line, text in entries.items() if line.split("==")[0] in wanted)
     )
 
 
@@ -82,5 +97,7 @@ def environment(lines: list[str]) -> str:
 
 if __name__ == "__main__":
     Path("requirements.lock").write_text(lock(pins()), encoding="utf-8")
-    Path("requirements.hashes").write_text(hashes(pins()), encoding="utf-8")
+    found, binder = hashed(pins()), Path("binder", "requirements.txt")
+    Path("requirements.hashes").write_text(hashes(found), encoding="utf-8")
+    binder.write_text(light(found, binder.read_text(encoding="utf-8")), encoding="utf-8")
     Path("environment.yml").write_text(environment(pins()), encoding="utf-8")

@@ -559,7 +559,7 @@ def test_a_link_that_leads_nowhere_is_an_error(
 def light() -> set[str]:
     """The packages of `binder/requirements.txt`, as they are imported from the lock."""
     text = (ROOT / "binder" / "requirements.txt").read_text("utf-8")
-    return {line for line in text.splitlines() if line and not line.startswith("#")}
+    return set(re.findall(r"^([a-z0-9-]+==\S+)", text, re.MULTILINE))
 
 
 def test_the_light_environment_is_a_part_of_the_lock_and_holds_all_of_the_core() -> None:

@@ -57,6 +57,26 @@ def test_every_pin_has_hashes_but_torch() -> None:
         assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", each) for each in hashes), name
 
 
+def test_binders_packages_have_the_hashes_of_the_lock() -> None:
+    entries = {}
+    for name in ("requirements.hashes", "binder/requirements.txt"):
+        text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", "")
+        lines = [line.split() for line in text.splitlines() if not line.startswith("#")]
+        entries[name] = {line[0]: line[1:] for line in lines}
+    every, light = entries.values()
+    assert light and light == {line: every[line] for line in light}
+
+
+def test_tomlib_is_built_by_what_the_lock_holds() -> None:
+    """No builder is fetched beside the lock, whose hashes it would escape."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]
+    for requirement in map(Requirement, build["requires"]):
+        assert VERSIONS[requirement.name] in requirement.specifier
+    said = "".join((ROOT / f).read_text(encoding="utf-8") for f in ("Makefile", "binder/postBuild"))
+    own = re.findall(r"^.*--no-deps.* (?:-e|--editable) \.$", said, re.MULTILINE)
+    assert len(own) == 2 and all("--no-build-isolation" in line for line in own)
+
+
 @pytest.mark.parametrize(
     "wanted", [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]
 )
