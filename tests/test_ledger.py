@@ -252,6 +252,29 @@ def test_a_wrong_row_is_refused_and_a_wrong_line_named(
         assert "\n" not in str(error.value)
 
 
+def test_what_lines_share_is_read_once_and_nothing_slips_by(book: Ledger) -> None:
+    """Line by line, each in a file of its own, or all together: the same rows, the same errors."""
+    rows = [draw(n) | {"text": f'a", "max_new_tokens": {n}, "model": "x"'} for n in range(3)]
+    rows += [draw(n) | {"game": "snowdrift"} for n in range(3, 6)]
+    rows += [dict(reversed(draw(6).items())), draw(7)]
+    path = shard_of(book)
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = Ledger(book.folder).draws()
+    assert found["text"].tolist() == [row["text"] for row in rows]
+    assert found["game"].tolist() == [row["game"] for row in rows]
+    line = json.dumps(draw(8))
+    for wrong, says in (
+        (line[:-1] + ', "model": "other"}', "a field stands twice"),
+        (line.replace('"temperature": 0.8', '"temperature": true'), "temperature"),
+        (line.replace(', "max_new', '}, "max_new'), "damaged"),
+        (line[:-1], rf"Expecting .* column {len(line)}\b"),
+    ):
+        path.write_text(json.dumps(rows[-1]) + "\n" + wrong + "\n" + line + "\n")
+        with pytest.raises(TomError, match=rf"line 2: .*{says}"):
+            Ledger(book.folder).draws()
+
+
 def test_a_missing_field_is_named(book: Ledger) -> None:
     for name in SCHEMA["draws"]:
         row = draw()

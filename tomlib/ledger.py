@@ -20,7 +20,7 @@ import os
 import re
 import socket
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -129,8 +129,12 @@ DRAW_KEY = (*READOUT_KEY, "max_new_tokens", "index")
 _KEYS: dict[Kind, tuple[str, ...]] = {"draws": DRAW_KEY, "readouts": READOUT_KEY}
 
 
-def _complaint(kind: Kind, row: object) -> str | None:
-    """What is wrong with a row, or None."""
+# Where the fields begin in which the lines of a job differ.
+_REST = {kind: f', "{[*schema][len(_WHERE)]}"'.encode() for kind, schema in SCHEMA.items()}
+
+
+def _complaint(kind: Kind, row: object, sound: Container[str] = ()) -> str | None:
+    """What is wrong with a row, or None; `sound` fields have been looked at before."""
     schema = SCHEMA[kind]
     if type(row) is not dict:
         return "is no JSON object"
@@ -140,7 +144,7 @@ def _complaint(kind: Kind, row: object) -> str | None:
                 return f"has an unknown field {name!r}{nearest(name, schema)}"
         return f"lacks the field {next(name for name in schema if name not in row)!r}"
     for name, (words, right) in schema.items():
-        if not right(row[name]):
+        if name not in sound and not right(row[name]):
             return f"has {name} = {str(row[name])[:40]!r}, which is not {words}"
     if kind == "draws" and (row["choice"] is None) == (row["outcome"] == "ok"):
         return f"has outcome {row['outcome']!r} with choice {row['choice']!r}"
@@ -157,7 +161,8 @@ class _Shard:
     path: Path
     kind: Kind
     rows: list[Row] = field(default_factory=list)
-    keys: dict[tuple[Any, ...], int] = field(default_factory=dict)  # key -> line number
+    keys: dict[tuple[Any, ...], int] = field(default_factory=dict)  # key -> line number, as rows
+    starts: dict[bytes, Row] = field(default_factory=dict)  # how lines begin -> what that says
     seen: tuple[int, int, int] | None = None  # inode, size, time of change
     offset: int = 0
     tail: bytes = b""  # what stood before the offset, to notice that the file was edited
@@ -229,8 +234,12 @@ class _Shard:
 
     def _parsed(self, line: bytes, number: int) -> Row:
         try:
-            row: Row = _DECODER.decode(line.decode("utf-8"))
-            wrong = _complaint(self.kind, row)
+            row, known = self._decoded(line)
+            wrong = _complaint(self.kind, row, known)
+            if not wrong and not known:
+                start = line.partition(_REST[self.kind])[0]
+                with suppress(ValueError):  # fields in another order
+                    self.starts[start] = _decoded(start + b"}")
         except UnicodeDecodeError:
             wrong = "is not UTF-8"
         except (ValueError, RecursionError) as error:
@@ -242,6 +251,29 @@ class _Shard:
                 "and what it held is drawn again"
             )
         return row
+
+    def _decoded(self, line: bytes) -> tuple[Row, Row]:
+        """A line's row, and the part of it that is as in an earlier line.
+
+        The lines of a job begin alike (model, scenario, prompt): that is read and checked once. Quotes
+        within a text are escaped, so that the mark between the two parts is in no text.
+        """
+        start, mark, rest = line.partition(_REST[self.kind])
+        known = self.starts.get(start)
+        if known is None:
+            return _decoded(line), {}
+        try:
+            own = _decoded(b"{" + mark[2:] + rest)
+        except (ValueError, RecursionError):
+            return _decoded(line), {}  # damaged: said of the whole line
+        if not known.keys().isdisjoint(own):
+            raise ValueError("a field stands twice")
+        return known | own, known
+
+
+def _decoded(line: bytes) -> Row:
+    row: Row = _DECODER.decode(line.decode("utf-8"))
+    return row
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Row:
@@ -420,8 +452,8 @@ class Ledger:
             for folder in (*self.readonly, self.folder)
             for path in _files(folder / kind)
             if path in self._shards
-            for row in self._shards[path].rows
-            if keys[_key(kind, row)] is self._shards[path]
+            for row, key in zip(self._shards[path].rows, self._shards[path].keys, strict=True)
+            if keys[key] is self._shards[path]
         ]
 
 
