@@ -73,8 +73,8 @@ def light(entries: dict[str, str], before: str) -> str:
     """The text of binder/requirements.txt: the packages that it names, as they are pinned now."""
     wanted = set(re.findall(r"^([a-z0-9-]+)==", before, re.MULTILINE))
     return (
-        "# What a replay needs, with the versions of requirements.lock and the hashes of their files: no\n"
-        "# torch, no model. Binder reads this; tests/test_book.py holds it to the lock.\n"
+        "# What a replay needs, with versions and hashes of requirements.lock: no torch, no model.\n"
+        "# Binder reads this; tests/test_book.py holds it to the lock.\n"
         + "".join(text for line, text in entries.items() if line.split("==")[0] in wanted)
     )
 

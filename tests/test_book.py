@@ -511,13 +511,19 @@ def test_the_book_builds_without_a_warning(tmp_path: Path) -> None:
             there = (path.parent / link.replace("%20", " ")).resolve()
             assert there.exists(), f"{path.relative_to(tmp_path)}: {link}"
 
+    for path in NOTEBOOKS:  # every figure and table leads to its code, its notebook and its data
+        text = (page.parent / "notebooks" / f"{path.stem}.html").read_text(encoding="utf-8")
+        made = re.findall(r'<p class="made-by">.*?</p>', text, re.DOTALL)
+        shown = [o for c in code_cells(path) for o in c["outputs"] if "data" in o]
+        kinds = ["image/png" in o["data"] or "<table" in str(o["data"]) for o in shown]
+        assert len(made) == sum(kinds) > 0, path.name
+        anchors = set(re.findall(r'id="([\w-]+-cell-\d+)"', text))
+        for links in made:
+            assert set(re.findall(r'href="#([^"]+)"', links)) <= anchors
+            assert path.name in links and " data: " in links, path.name
+            assert path.stem[:2] in ("00", "08", "st") or "-draws.zip" in links, path.name
     chapter = (page.parent / "notebooks" / "04-in-sample.html").read_text(encoding="utf-8")
-    made = re.findall(r'<p class="made-by">.*?</p>', chapter, re.DOTALL)
-    assert chapter.count("</figcaption>") == 4 and len(made) > 8
-    anchors = set(re.findall(r'id="([\w-]+-cell-\d+)"', chapter))
-    for links in made:
-        assert set(re.findall(r'href="#([^"]+)"', links)) <= anchors
-        assert "04-in-sample.ipynb" in links and f"{SHIPPED}-draws.zip" in links
+    assert chapter.count("</figcaption>") == 4 and f"{SHIPPED}-draws.zip" in chapter
     games = (page.parent / "notebooks" / "00-games.html").read_text(encoding="utf-8")
     assert 'alt="The 4 games lie in 4 quadrants' in games and "Fig. " in games
     lost = (page.parent / "404.html").read_text(encoding="utf-8")
