@@ -3,15 +3,18 @@
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tomlib.errors import TomError
 from tomlib.models import Card
-from tomlib.profiles import CHAPTERS, PAGES
+from tomlib.profiles import CHAPTERS, PAGES, Run, load_profile
+from tomlib.readout import readout
 from tomlib.reproduce import read_manifest, ship, verify_run
 
 TOM = [sys.executable, "-m", "tomlib.cli"]
@@ -71,3 +74,28 @@ def test_a_missing_shard_is_told(smoke: Path, tmp_path: Path) -> None:
     shipped = ship(smoke, tmp_path / "smoke")
     next((shipped / "draws").glob("*--choice--*")).unlink()
     assert verify_run(shipped)["problem"].str.contains("draws missing").any()
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+def test_what_a_chapter_tried_is_shipped_as_its_record_and_trained_again_when_asked(
+    smoke: Path, tmp_path: Path
+) -> None:
+    own, attempt = tmp_path / "own", {"published_epochs": 1, "max_steps": 1}
+    shutil.copytree(smoke, own)
+    run = Run(load_profile("smoke"), own, None)
+    asked = run.scenarios("in_sample")[:1]
+    told = readout(run.changed(**attempt), "published-tuned", asked, "choice", progress=False)
+    shipped = ship(own, tmp_path / "smoke")
+    weights = {path.parent.name for path in shipped.rglob("adapter_model.safetensors")}
+    records = {path.parent.name for path in shipped.rglob("training.json")}
+    assert len(weights) == len(run.arms) and len(records - weights) == 1
+    assert verify_run(shipped).empty
+
+    later = Run(load_profile("smoke"), tmp_path / "later", shipped).changed(**attempt)
+    again = readout(later, "published-tuned", asked, "choice", progress=False)
+    pd.testing.assert_frame_equal(told, again)
+    assert not list((tmp_path / "later").rglob("*.safetensors"))  # replayed: no model was asked
+    readout(later, "published-tuned", run.scenarios("in_sample")[1:2], "choice", progress=False)
+    (trained,) = (tmp_path / "later").rglob("adapter_model.safetensors")
+    assert trained.parent.name in records - weights

@@ -100,13 +100,15 @@ def training_rows(run: Run, arm: str, *, progress: bool = True) -> pd.DataFrame:
     return finetune.rows(run, draws)
 
 
-def tuned_adapter(run: Run, arm: str, *, progress: bool = True) -> finetune.Adapter:
-    """The arm's adapter: found by its fingerprint, else trained."""
+def tuned_adapter(
+    run: Run, arm: str, *, whole: bool = False, progress: bool = True
+) -> finetune.Adapter:
+    """The arm's adapter: found by its fingerprint, else trained; `whole` as for `finetune.train`."""
     rows = training_rows(run, arm, progress=progress)
     mark = finetune.fingerprint(card(run.profile.student), finetune.settings(run, arm), rows)
-    if finetune.find_adapter(run, arm, mark) is None:
+    if finetune.find_adapter(run, arm, mark, whole=whole) is None:
         close_engines()  # the teacher's memory is wanted
-    return finetune.train(run, arm, rows, progress=progress)
+    return finetune.train(run, arm, rows, whole=whole, progress=progress)
 
 
 def collect(
@@ -452,7 +454,10 @@ _open: dict[tuple[Any, ...], Engine] = {}
 def opened(run: Run, who: Player) -> Engine:
     """The player's engine, kept open until another one is needed."""
     p = run.profile
-    folder: Path | None = who.adapter.folder if who.adapter else None
+    adapter = who.adapter
+    if adapter and not adapter.whole:
+        adapter = tuned_adapter(run, ARM_OF[who.role], whole=True)
+    folder: Path | None = adapter.folder if adapter else None
     room = _room(run) if who.engine == "llamacpp" else 0
     key = (who.card.name, folder, who.engine, who.quantize, p.parallel, p.threads, room)
     if key not in _open:

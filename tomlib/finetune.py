@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,6 +56,11 @@ class Adapter:
     folder: Path
     fingerprint: str
     """First 16 hex of the sha256 of everything that decides the training."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether its weights are there: of what chapters try, a shipped run has the record alone."""
+        return (self.folder / "adapter_model.safetensors").is_file()
 
     @property
     def log(self) -> pd.DataFrame:
@@ -594,12 +600,21 @@ def fingerprint(student: Card, how: Settings, frame: pd.DataFrame) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def find_adapter(run: Run, arm: str, mark: str) -> Adapter | None:
-    """The finished adapter of that fingerprint: the shipped one, else the run's own, else None."""
+def find_adapter(run: Run, arm: str, mark: str, *, whole: bool = False) -> Adapter | None:
+    """The finished adapter of that fingerprint: the shipped one, else the run's own, else None.
+
+    Args:
+        run: Folders.
+        arm: `family` or `published`.
+        mark: The fingerprint.
+        whole: Only one that has its weights.
+    """
     for base in (run.shipped, run.folder):
         folder = base / "adapters" / f"{arm}-{mark}" if base else None
         if folder and (folder / "training.json").is_file():
-            return Adapter(folder, mark)
+            found = Adapter(folder, mark)
+            if found.whole or not whole:
+                return found
     return None
 
 
@@ -628,13 +643,16 @@ def check_base(folder: Path, student: Card) -> None:
         raise TomError(f"{weights}: altered; restore it, or remove {folder} to train it again")
 
 
-def train(run: Run, arm: str, frame: pd.DataFrame, *, progress: bool = True) -> Adapter:
+def train(
+    run: Run, arm: str, frame: pd.DataFrame, *, whole: bool = False, progress: bool = True
+) -> Adapter:
     """The arm's adapter: found by its fingerprint, else trained, from its last checkpoint if any.
 
     Args:
         run: Profile and folders.
         arm: `family` or `published`.
         frame: Rows as from `rows` or `letter_rows`.
+        whole: Train it too where only its record is there.
         progress: Whether to show a bar.
 
     Raises:
@@ -645,17 +663,18 @@ def train(run: Run, arm: str, frame: pd.DataFrame, *, progress: bool = True) -> 
     if frame.empty or not (~frame["held_out"]).any():
         raise TomError(f"arm {arm!r}: no training rows; ask the teacher first (chapter 02)")
     mark = fingerprint(student, how, frame)
-    found = find_adapter(run, arm, mark)
+    found = find_adapter(run, arm, mark, whole=whole)
     name = f"{arm}-{mark}"
     if found is None:
         # Of several processes that train together, the first holds the lock for all.
         alone = int(os.environ.get("RANK", "0")) == 0
         place = run.folder / "locks" / f"adapters--{name}"
         with hold(place, run.folder / "adapters" / name) if alone else nullcontext():
-            found = find_adapter(run, arm, mark)
+            found = find_adapter(run, arm, mark, whole=whole)
             if found is None:
                 return _train(run, arm, frame, student, how, mark, progress)
-    check_base(found.folder, student)
+    if found.whole:
+        check_base(found.folder, student)
     return found
 
 
@@ -906,6 +925,8 @@ def _finish(
     _write(part / "log.csv", log.to_csv(index=False).encode())
     _write(part / "training.json", (json.dumps(record, indent=1) + "\n").encode())
     (part / "checkpoint.safetensors").unlink(missing_ok=True)
+    if folder.is_dir():  # a record alone
+        shutil.rmtree(folder)
     os.replace(part, folder)
 
 

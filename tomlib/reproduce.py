@@ -27,12 +27,20 @@ import pandas as pd
 from filelock import FileLock
 
 from tomlib import __version__
-from tomlib.collect import ARM_OF, close_engines, collect, plan, stops_early, tuned_adapter
+from tomlib.collect import (
+    ARM_OF,
+    close_engines,
+    collect,
+    plan,
+    player_if_ready,
+    stops_early,
+    tuned_adapter,
+)
 from tomlib.errors import TomError
-from tomlib.finetune import settings
+from tomlib.finetune import Adapter, check_base, settings
 from tomlib.ledger import hold
 from tomlib.models import card, fetch, transformers_folder, weights_id
-from tomlib.profiles import CHAPTERS, PAGES, Run
+from tomlib.profiles import CHAPTERS, PAGES, Profile, Run, override
 from tomlib.prompts import prompt_id, wording_names
 from tomlib.readout import has_exact, held_readouts, readout
 from tomlib.scenarios import SPLITS, Scenario, root
@@ -482,6 +490,9 @@ _BOOK = (
 def ship(folder: Path, to: Path) -> Path:
     """Copy what a replay needs of a run, shards packed: draws, readouts, adapters, manifest.
 
+    Of adapters that are no arm's own (those that chapters 09 and 10 try) only the records are copied:
+    their probabilities are in the ledger, and whoever asks them anew trains them anew.
+
     Args:
         folder: A run's folder.
         to: Where it goes, such as `data/runs/NAME`; what is there is replaced.
@@ -508,8 +519,11 @@ def ship(folder: Path, to: Path) -> Path:
             else:
                 packed = gzip.compress(shard.read_bytes(), 9, mtime=0)
                 (half / kind / f"{shard.name}.gz").write_bytes(packed)
-    for adapter in sorted((folder / "adapters").glob("*/training.json")):
-        shutil.copytree(adapter.parent, half / "adapters" / adapter.parent.name)
+    own = {found.folder.name for found in _arms_adapters(_held_run(folder)).values() if found}
+    for record in sorted((folder / "adapters").glob("*/training.json")):
+        adapter = record.parent
+        weights = None if adapter.name in own else shutil.ignore_patterns("adapter_*")
+        shutil.copytree(adapter, half / "adapters" / adapter.name, ignore=weights)
     shutil.copy2(folder / "manifest.json", half / "manifest.json")
     shutil.rmtree(to, ignore_errors=True)
     os.replace(half, to)
@@ -528,37 +542,25 @@ def verify_run(folder: Path) -> pd.DataFrame:
     Raises:
         TomError: The folder has no readable manifest, or the ledger is damaged (file and line).
     """
-    from tomlib.collect import player_if_ready
-    from tomlib.finetune import check_base
     from tomlib.ledger import verify
-    from tomlib.profiles import Profile, override
 
-    manifest = read_manifest(folder)
-    try:
-        values: dict[str, Any] = dict(manifest["profile"])
-        plain: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        profile = override(Profile(**plain), plain)  # types and sizes as in a file
-    except (KeyError, TypeError, ValueError, AttributeError, TomError) as error:
-        raise TomError(f"{folder / 'manifest.json'}: no usable profile ({error})") from None
-    run = Run(profile, folder, None)
+    run = _held_run(folder)
     problems: list[tuple[str, str]] = []
     shards = verify(folder)
     for shard in shards[shards["problem"].ne("")].itertuples():
         problems.append((str(shard.file), str(shard.problem)))
-    models = manifest.get("models")
+    models = read_manifest(folder).get("models")
     for name, said in models.items() if isinstance(models, dict) else ():
         if not isinstance(said, dict) or weights_id(card(name)) != said.get("weights"):
             problems.append(("manifest.json", f"weights of {name} differ from its card"))
-    for arm in run.arms:
-        role = next(role for role, of in ARM_OF.items() if of == arm)
-        tuned = player_if_ready(run, role)
-        if tuned is None or tuned.adapter is None:
+    for arm, adapter in _arms_adapters(run).items():
+        if adapter is None:
             problems.append(
                 ("adapters", f"{arm}: no adapter of the training that the draws lead to")
             )
             continue
         try:
-            check_base(tuned.adapter.folder, tuned.card)
+            check_base(adapter.folder, card(run.profile.student))
         except TomError as error:
             problems.append(("adapters", str(error)))
     for w in work(run):
@@ -581,6 +583,30 @@ def verify_run(folder: Path) -> pd.DataFrame:
                     (where, f"exact readout missing ({w.wording or run.profile.wording})")
                 )
     return pd.DataFrame(problems, columns=["where", "problem"])
+
+
+def _held_run(folder: Path) -> Run:
+    """The run that a folder's manifest tells of, as it lies there.
+
+    Raises:
+        TomError: No readable manifest, or no usable profile in it.
+    """
+    manifest = read_manifest(folder)
+    try:
+        values: dict[str, Any] = dict(manifest["profile"])
+        plain: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        profile = override(Profile(**plain), plain)  # types and sizes as in a file
+    except (KeyError, TypeError, ValueError, AttributeError, TomError) as error:
+        raise TomError(f"{folder / 'manifest.json'}: no usable profile ({error})") from None
+    return Run(profile, folder, None)
+
+
+def _arms_adapters(run: Run) -> dict[str, Adapter | None]:
+    """The adapter of each arm, None where it is not there (or its rows are not)."""
+    tuned = {
+        ARM_OF[role]: player_if_ready(run, role) for role in ARM_OF if ARM_OF[role] in run.arms
+    }
+    return {arm: who.adapter if who else None for arm, who in tuned.items()}
 
 
 # --- the manifest ---------------------------------------------------------------------------------
