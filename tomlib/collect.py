@@ -296,21 +296,18 @@ def _key(where: dict[str, Any]) -> str:
 
 def _held(run: Run, who: Player, wanted: pd.DataFrame) -> pd.DataFrame:
     """The ledger's draws among those wanted, with their `index_key` and `card`."""
-    draws = run.ledger.draws()
-    if len(draws):
-        mark = who.adapter.fingerprint if who.adapter else None
-        mine = draws["weights"].eq(weights_mark(who.card, who.quantize)) & (
-            draws["adapter"].eq(mark) if mark else draws["adapter"].isna()
-        )
-        draws = draws[mine & draws["prompt"].isin(wanted["prompt"])]
-    draws = draws.rename(columns={"model": "card"}).copy()
+    mark = who.adapter.fingerprint if who.adapter else None
+    draws = run.ledger.draws(weights=weights_mark(who.card, who.quantize), adapter=mark)
+    draws = draws[draws["prompt"].isin(wanted["prompt"])].rename(columns={"model": "card"})
     parts = [_text(draws[k]) for k in [*CONDITION, "index"]]
     draws["index_key"] = ["|".join(row) for row in zip(*parts, strict=True)]
     return draws[draws["index_key"].isin(wanted["index_key"])]
 
 
 def _text(column: pd.Series) -> list[str]:
-    return ["-" if pd.isna(v) else f"{v}" for v in column.astype(object)]
+    values = column.astype(object)
+    said = {v: "-" if pd.isna(v) else f"{v}" for v in values.unique()}  # few, of many draws
+    return [said[v] for v in values]
 
 
 def _ask_for(
