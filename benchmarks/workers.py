@@ -65,13 +65,15 @@ def our_engine() -> Any:
 def tokenizer() -> Any:
     from transformers import AutoTokenizer
 
-    from tomlib.models import card, transformers_folder
+    from tomlib.models import card
+    from tomlib.weights import transformers_folder
 
     return AutoTokenizer.from_pretrained(str(transformers_folder(card(CARD))))
 
 
 def folder() -> Answer:
-    from tomlib.models import card, fetch, transformers_folder
+    from tomlib.models import card
+    from tomlib.weights import fetch, transformers_folder
 
     return {"folder": str(transformers_folder(card(CARD))), "gguf": str(fetch(card(CARD)))}
 
@@ -89,7 +91,7 @@ def lengthened(messages: list[list[str]], length: int, mark: str) -> list[list[s
 
     `mark` goes before the context, so that no prompt has been read before it is timed.
     """
-    from tomlib.engines import prompt_tokens
+    from tomlib.sharing import prompt_tokens
 
     context = messages[0][1]
     words = context.split()
@@ -119,9 +121,9 @@ def lengthened(messages: list[list[str]], length: int, mark: str) -> list[list[s
 
 def prompts(scenarios: list[list[str]], form: str, length: int, mark: str) -> list[Answer]:
     """Prompts of scenarios named `[split, context, game]`: messages, text and tokens."""
-    from tomlib.engines import prompt_text, prompt_tokens
     from tomlib.prompts import load_wording, messages
     from tomlib.scenarios import scenarios as all_scenarios
+    from tomlib.sharing import prompt_text, prompt_tokens
 
     where = {s.key: s for s in all_scenarios()}
     wording = load_wording("replies")
@@ -239,7 +241,8 @@ def our_readout(asked: list[Answer]) -> Answer:
 
 def our_prefill(tokens: list[list[int]]) -> Answer:
     """Prompts read, one token drawn from each."""
-    from tomlib.models import card, transformers_folder
+    from tomlib.models import card
+    from tomlib.weights import transformers_folder
 
     out = our_sample(tokens, 1, 1, 1)
     out["flops"] = sum(
@@ -254,9 +257,9 @@ def trained() -> tuple[Any, Any, Any]:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from tomlib.engines import load_transformers
     from tomlib.finetune import headless
     from tomlib.models import card
+    from tomlib.sharing import load_transformers
 
     torch.manual_seed(0)
     base, _ = load_transformers(card(CARD))
@@ -283,7 +286,8 @@ def fresh_lora() -> Answer:
 def our_step(prompt: list[int], answers: list[list[int]], group: int) -> Answer:
     """One optimizer step on the answers to one prompt, `group` of them per training sequence."""
     from tomlib.finetune import Group, group_nll
-    from tomlib.models import card, transformers_folder
+    from tomlib.models import card
+    from tomlib.weights import transformers_folder
 
     model, head, optimizer = trained()
     parts = [answers[i : i + group] for i in range(0, len(answers), group)]
@@ -390,7 +394,8 @@ def shapes(tokens: int) -> Answer:
     import torch
     import torch.nn.functional as F
 
-    from tomlib.models import card, transformers_folder
+    from tomlib.models import card
+    from tomlib.weights import transformers_folder
 
     c = config(str(transformers_folder(card(CARD))))
     rates: dict[str, float] = {}

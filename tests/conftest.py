@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from tomlib import collect
-from tomlib.models import Card, card, fetch, transformers_folder
+from tomlib.models import Card, card
 from tomlib.profiles import Run, load_profile, new_run
+from tomlib.weights import fetch, transformers_folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,7 +29,7 @@ def smol() -> Card:
 @pytest.fixture(scope="session")
 def smol_model(smol: Card) -> tuple[Any, Any]:
     """Its model (fp32) and tokenizer."""
-    from tomlib.engines import load_transformers
+    from tomlib.sharing import load_transformers
 
     return load_transformers(smol)
 

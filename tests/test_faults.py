@@ -26,15 +26,16 @@ import pandas as pd
 import pytest
 
 from tomlib import collect as collecting
-from tomlib import finetune, ledger, models, readout, reproduce
+from tomlib import finetune, ledger, models, readout, reproduce, weights
 from tomlib.cli import main
 from tomlib.collect import collect
-from tomlib.engines import Engine, Request, ask, load_transformers, open_engine
+from tomlib.engines import Engine, Request, ask, open_engine
 from tomlib.errors import TomError
 from tomlib.models import Card
 from tomlib.profiles import SHIPPED, Run, load_profile
 from tomlib.prompts import load_wording, messages
 from tomlib.scenarios import find, root
+from tomlib.sharing import load_transformers
 
 QUICK = root() / "data" / "runs" / SHIPPED
 TOM = [sys.executable, "-m", "tomlib.cli"]
@@ -430,10 +431,10 @@ def test_probabilities_that_are_no_numbers_are_refused(
 def _copy_of_converted(smol: Card, place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of its own with the converted model, whose files may be damaged."""
     (place / "weights").mkdir(parents=True)
-    source = models.fetch(smol)
+    source = weights.fetch(smol)
     (place / "weights" / "smollm2-135m.gguf").symlink_to(source)
     shutil.copy2(source.with_suffix(".verified"), place / "weights")
-    folder = models.transformers_folder(smol)
+    folder = weights.transformers_folder(smol)
     shutil.copytree(folder, place / "converted" / folder.name)
     monkeypatch.setenv("TOM_CACHE", str(place))
     return place / "converted" / folder.name
@@ -470,7 +471,7 @@ def test_verify_finds_a_change_that_left_no_trace(
         file.write(b"\x00\x01\x02\x03")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(TomError, match=r"model\.safetensors"):
-        models.verify(smol)
+        weights.verify(smol)
 
 
 def _adapter(folder: Path, student: Card) -> Path:
@@ -478,7 +479,7 @@ def _adapter(folder: Path, student: Card) -> Path:
     shipped = next((QUICK / "adapters").glob("published-*"))
     shutil.copytree(shipped, folder)
     record = json.loads((folder / "training.json").read_text("utf-8"))
-    record["base"] = models.weights_id(student)
+    record["base"] = weights.weights_id(student)
     (folder / "training.json").write_text(json.dumps(record))
     return folder
 

@@ -23,7 +23,7 @@ def lora(smol: Card) -> Any:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from tomlib.engines import load_transformers
+    from tomlib.sharing import load_transformers
 
     model, _ = load_transformers(smol)
     config = LoraConfig(

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tomlib import alignment, answers, contributions, ledger, models, readout
+from tomlib import alignment, answers, contributions, ledger, models, readout, weights
 from tomlib.cli import _parameters
 from tomlib.engines import Engine
 from tomlib.errors import TomError, printable
@@ -240,10 +240,10 @@ def test_model_cards(folder: Path, data: st.DataObject) -> None:
     path.write_bytes(damaged(data, (root() / "data" / "models.toml").read_bytes()[-9000:]))
     with one_line():
         for one in models._read(path):
-            models.is_fetched(one)
+            weights.is_fetched(one)
             with one_line():
                 if one.kind != "hub":
-                    models.weights_id(one)
+                    weights.weights_id(one)
 
 
 # --- parameters -----------------------------------------------------------------------------------

@@ -17,12 +17,14 @@ import pytest
 from scipy.stats import binomtest
 
 from tomlib import engines
-from tomlib.engines import Engine, Request, ask, open_engine, prompt_tokens
+from tomlib.engines import Engine, Request, ask, open_engine
 from tomlib.errors import TomError
-from tomlib.models import Card, card, fetch
+from tomlib.models import Card, card
 from tomlib.prompts import load_wording, messages
 from tomlib.readout import _next_token
 from tomlib.scenarios import scenarios
+from tomlib.sharing import prompt_tokens
+from tomlib.weights import fetch
 
 WORDING = load_wording("replies")
 SCENARIOS = scenarios("in_sample")[:2]

@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 from test_faults import TOM, Faulty, endpoint, server  # noqa: F401
 
-from tomlib import engines, models, plots
+from tomlib import engines, errors, models, plots, sharing, weights
 from tomlib.engines import Engine
 from tomlib.errors import TomError
 from tomlib.models import Card
@@ -86,7 +86,7 @@ def test_nothing_is_unpickled_or_run_from_text(name: str, tree: ast.AST) -> None
 def test_code_that_comes_with_a_model_is_not_run(
     smol: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = models.transformers_folder(smol)
+    whole = weights.transformers_folder(smol)
     folder = tmp_path / "model"
     folder.mkdir()
     for path in whole.iterdir():
@@ -105,12 +105,12 @@ def test_code_that_comes_with_a_model_is_not_run(
         f'folder = "{folder}"\nengine = "transformers"\n'
     )
     with pytest.raises(TomError, match="cannot be loaded"):
-        engines.load_transformers(models.card("evil", cards))
+        sharing.load_transformers(models.card("evil", cards))
     assert not marker.exists()
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(TomError, match="no Transformers folder"):
-        engines.load_transformers(models.card("evil", cards))
+        sharing.load_transformers(models.card("evil", cards))
 
 
 # --- servers and keys -----------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def test_a_key_that_a_server_says_back_is_taken_out() -> None:
     )
     found = engines._completion(said, 1, "", 1, 8, "sk-secret-1")
     assert found.text == 'C", ***!'
-    assert engines._short(ValueError("key sk-secret-1 is\nwrong"), "sk-secret-1") == (
+    assert errors.short(ValueError("key sk-secret-1 is\nwrong"), "sk-secret-1") == (
         "ValueError: key *** is wrong"
     )
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tomlib.engines import open_engine
-from tomlib.models import Card, transformers_folder
+from tomlib.models import Card
+from tomlib.weights import transformers_folder
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "book" / "use-it-yourself.md").read_text(encoding="utf-8")

@@ -18,10 +18,11 @@ import pytest
 from scipy.stats import binomtest
 
 from tomlib.engines import Engine, Request, ask, open_engine
-from tomlib.models import Card, card, transformers_folder
+from tomlib.models import Card, card
 from tomlib.prompts import load_wording, messages
 from tomlib.readout import _next_token
 from tomlib.scenarios import scenarios
+from tomlib.weights import transformers_folder
 
 pytestmark = [
     pytest.mark.slow,
@@ -78,7 +79,7 @@ def test_log_probabilities_are_those_of_transformers(vllm: Engine, smol: Card) -
         reader = own.chat.reader  # type: ignore[attr-defined]
         worst = 0.0
         for said in SAID:
-            from tomlib.engines import prompt_tokens
+            from tomlib.sharing import prompt_tokens
 
             logits = reader.read(prompt_tokens(reader.tokenizer, said)).logits
             logp = (logits - logits.logsumexp(-1)).numpy()

@@ -61,15 +61,15 @@ def _refused(error: OSError) -> str:
 
 
 def _models(a: argparse.Namespace) -> int:
-    from tomlib import models
+    from tomlib import models, weights
 
     if a.what == "list":
         for c in models.cards().values():
-            here = "here" if models.is_fetched(c) else "-"
+            here = "here" if weights.is_fetched(c) else "-"
             print(f"{c.name:24} {c.kind:10} {c.parameters:>6} {here:5} {c.licence}")
         return 0
     stored = [c for c in models.cards().values() if c.kind in ("gguf", "hub")]
-    wanted = a.names or [c.name for c in stored if models.is_fetched(c)]
+    wanted = a.names or [c.name for c in stored if weights.is_fetched(c)]
     if not wanted:
         raise TomError(
             "no model has been fetched yet: name one, e.g. tom models fetch smollm2-135m"
@@ -77,9 +77,9 @@ def _models(a: argparse.Namespace) -> int:
     for name in wanted:
         c = models.card(name)
         if a.what == "fetch":
-            print(f"{name}: {models.fetch(c)}")
+            print(f"{name}: {weights.fetch(c)}")
         else:
-            models.verify(c)
+            weights.verify(c)
             print(f"{name}: {_VERIFIED[c.kind]}")
     return 0
 

@@ -19,10 +19,11 @@ from tomlib import finetune
 from tomlib.answers import decided, read
 from tomlib.engines import Completion, Engine, Request, ask, open_engine
 from tomlib.errors import TomError
-from tomlib.models import Card, card, weights_mark
+from tomlib.models import Card, card
 from tomlib.profiles import Run
 from tomlib.prompts import ANSWERS, messages, opening, prompt_id
 from tomlib.scenarios import Scenario, nearest
+from tomlib.weights import weights_mark
 
 ROLES = ("teacher", "student", "tuned", "published-teacher", "published-tuned")
 """The models of a run: the family arm's three, then the published arm's teacher and tuned student."""

@@ -1,4 +1,7 @@
-"""The one exception of the package: something the user can put right."""
+"""The one exception of the package: something the user can put right.
+
+It quotes what files, libraries and servers said, in one line and without keys.
+"""
 
 
 class TomError(Exception):
@@ -29,3 +32,22 @@ def printable(text: str) -> str:
     a\x1b[31mb\n
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def short(error: Exception, secret: str = "") -> str:
+    r"""The error of a library or a server in one line, for a message of ours to quote.
+
+    Args:
+        error: What was raised.
+        secret: A key that is taken out of it.
+
+    >>> short(ValueError("no such\nlayer"))
+    'ValueError: no such layer'
+    """
+    line = " ".join(without(secret, str(error)).split())
+    return f"{type(error).__name__}: {line[:300]}"
+
+
+def without(secret: str, text: str) -> str:
+    """A text with every occurrence of a secret starred out; as it is where there is no secret."""
+    return text.replace(secret, "***") if secret else text

@@ -26,7 +26,13 @@ import numpy as np
 import pandas as pd
 
 from tomlib import stats
-from tomlib.engines import (
+from tomlib.errors import TomError
+from tomlib.ledger import hold
+from tomlib.models import Card, card
+from tomlib.profiles import Run
+from tomlib.prompts import Wording, messages, opening, prompt_id
+from tomlib.scenarios import Scenario
+from tomlib.sharing import (
     common_start,
     continuation,
     free_memory,
@@ -34,12 +40,7 @@ from tomlib.engines import (
     plain_attention,
     prompt_tokens,
 )
-from tomlib.errors import TomError
-from tomlib.ledger import hold
-from tomlib.models import Card, card, weights_id
-from tomlib.profiles import Run
-from tomlib.prompts import Wording, messages, opening, prompt_id
-from tomlib.scenarios import Scenario
+from tomlib.weights import weights_id
 
 ANSWERS_PER_PROMPT = 16
 """Most answers that follow one prompt in a training sequence."""

@@ -216,7 +216,7 @@ def option_probabilities(
     """
     reader = getattr(engine.chat, "reader", None)
     if reader is not None:
-        from tomlib.engines import prompt_tokens
+        from tomlib.sharing import prompt_tokens
 
         tokens = prompt_tokens(reader.tokenizer, said)
         exact: tuple[np.ndarray, float] = reader.option_probabilities(

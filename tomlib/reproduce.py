@@ -39,11 +39,12 @@ from tomlib.collect import (
 from tomlib.errors import TomError
 from tomlib.finetune import Adapter, check_base, settings
 from tomlib.ledger import hold
-from tomlib.models import card, fetch, transformers_folder, weights_id
+from tomlib.models import card
 from tomlib.profiles import CHAPTERS, PAGES, Profile, Run, override
 from tomlib.prompts import prompt_id, wording_names
 from tomlib.readout import has_exact, held_readouts, readout
 from tomlib.scenarios import SPLITS, Scenario, root
+from tomlib.weights import fetch, transformers_folder, weights_id
 
 PACKAGES = (
     "torch", "transformers", "peft", "accelerate", "xllamacpp", "langchain-core", "langchain-openai",
