@@ -399,7 +399,7 @@ def replay(b: Bench) -> None:
         with tempfile.TemporaryDirectory() as runs:
             environment = {**os.environ, "TOM_RUNS": runs, "PYTHONPATH": str(ROOT)}
             eight = [f"{number:02}" for number in range(1, 9)]
-            command = [sys.executable, "-m", "tomlib.cli", "run", *eight, "--profile", "quick"]
+            command = [sys.executable, "-m", "tomlib.cli", "run", *eight]
             start = time.perf_counter()
             done = subprocess.run(
                 command, env=environment, cwd=ROOT, capture_output=True, text=True

@@ -120,6 +120,11 @@ def line_through(points: dict[str, float]) -> tuple[float, float]:
     return my - slope * mx, slope
 
 
+def captioned(name: str, caption: str) -> list[str]:
+    """The lines before a table of the book, which numbers it; `:::` ends it."""
+    return [f":::{{table}} {caption}", f":name: tab-{name}", ""]
+
+
 def render(table: Data, m: Data) -> str:
     """RESULTS.md: every number comes from `results.json` and `measured.json`."""
     say: list[str] = ["# Speed, measured beside its peers", ""]
@@ -133,6 +138,7 @@ def render(table: Data, m: Data) -> str:
         "Tokens are counted up to and",
         "including an answer's end token.",
         "",
+        *captioned("speed", "What was measured, beside what, and the target of each."),
         "| id | work | beside | ours | peer | unit | ratio | target | reached | repetitions |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -146,20 +152,20 @@ def render(table: Data, m: Data) -> str:
             f"{figure(row['peer']) if row['peer'] is not None else ''} | {row['unit']} | {ratio} | "
             f"{goal} | {'yes' if row['met'] else '**no**'} | {row['repetitions']} |"
         )
+    say += [":::"]
     missing = [id for id in TARGETS if id not in table]
     if missing:
         say += ["", f"Not measured yet: {', '.join(f'`{id}`' for id in missing)} (`BENCH=full`)."]
     if m.get("short"):
-        say += [
-            "",
-            "Short forms of the long rows (what `make bench` measures without `BENCH=full`):",
-        ]
-        say += ["", "| id | size | ours | peer | unit | ratio |", "|---|---|---|---|---|---|"]
+        said = "Short forms of the long rows: what `make bench` measures without `BENCH=full`."
+        say += ["", *captioned("speed-short", said)]
+        say += ["| id | size | ours | peer | unit | ratio |", "|---|---|---|---|---|---|"]
         for id, row in m["short"].items():
             say.append(
                 f"| `{id}` | {row['size']} | {figure(median(row['ours']))} | "
                 f"{figure(median(row['peer']))} | {TARGETS[id].unit} | {figure(median(row['ratios']))} |"
             )
+        say += [":::"]
     say += ["", "## How it was measured", ""]
     say += _how(table, m)
     say += ["", "## Whether the outputs are the same", "", *_checks(m["checks"])]
@@ -231,7 +237,7 @@ def _how(table: Data, m: Data) -> list[str]:
         )
     if "replay_seconds" in rows:
         say.append(
-            f"- `replay_seconds`: `tom run --profile quick`, {rows['replay_seconds']['size']} with papermill, "
+            f"- `replay_seconds`: `tom run`, {rows['replay_seconds']['size']} with papermill, "
             "starting Python and kernels included; it is an error here if a model is asked."
         )
     return say
@@ -298,20 +304,22 @@ def _scaling(m: Data) -> list[str]:
     curve = m["scaling"]
     say = ["![Cost against draws, scenarios and answers per prompt](scaling.png)", ""]
     headers = {
-        "draws": "seconds for one scenario, by draws of its choice",
-        "answers": "seconds for one prompt, by answers of up to 64 tokens",
-        "scenarios": "seconds in all, by scenarios (300 choices each)",
-        "groups": "rows per second in training, by answers per prompt",
+        "draws": ("seconds", "for one scenario, by draws of its choice"),
+        "answers": ("seconds", "for one prompt, by answers of up to 64 tokens"),
+        "scenarios": ("seconds", "in all, by scenarios with 300 choices each"),
+        "groups": ("rows per second", "in training, by answers per prompt"),
     }
-    for kind, header in headers.items():
+    for kind, (unit, by) in headers.items():
         points = curve[kind]
         values = [
             figure(float(n) / s if kind == "groups" else s) for n, s in points.items()
         ]  # fmt: skip
         say += [
-            f"| {header} | {' | '.join(points)} |",
+            *captioned(f"scaling-{kind}", f"{unit.capitalize()} {by}."),
+            f"| {by.rpartition('by ')[2].split(' ')[0]} | {' | '.join(points)} |",
             f"|---|{'---|' * len(points)}",
-            f"| | {' | '.join(values)} |",
+            f"| {unit} | {' | '.join(values)} |",
+            ":::",
             "",
         ]
     base, each = line_through(curve["draws"])
