@@ -476,8 +476,8 @@ def test_verify_finds_a_change_that_left_no_trace(
 
 def _adapter(folder: Path, student: Card) -> Path:
     """The shipped adapter with its record changed to belong to another student."""
-    shipped = next((QUICK / "adapters").glob("published-*"))
-    shutil.copytree(shipped, folder)
+    weights_ = next((QUICK / "adapters").glob("published-*/adapter_model.safetensors"))
+    shutil.copytree(weights_.parent, folder)
     record = json.loads((folder / "training.json").read_text("utf-8"))
     record["base"] = weights.weights_id(student)
     (folder / "training.json").write_text(json.dumps(record))

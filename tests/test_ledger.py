@@ -256,6 +256,9 @@ def test_what_lines_share_is_read_once_and_nothing_slips_by(book: Ledger) -> Non
     """Line by line, each in a file of its own, or all together: the same rows, the same errors."""
     rows = [draw(n) | {"text": f'a", "max_new_tokens": {n}, "model": "x"'} for n in range(3)]
     rows += [draw(n) | {"game": "snowdrift"} for n in range(3, 6)]
+    for n in (8, 9):  # with the last field of the start after it
+        rows.append(draw(n))
+        rows[-1]["repetition_penalty"] = rows[-1].pop("repetition_penalty")
     rows += [dict(reversed(draw(6).items())), draw(7)]
     path = shard_of(book)
     path.parent.mkdir(parents=True)
@@ -263,7 +266,7 @@ def test_what_lines_share_is_read_once_and_nothing_slips_by(book: Ledger) -> Non
     found = Ledger(book.folder).draws()
     assert found["text"].tolist() == [row["text"] for row in rows]
     assert found["game"].tolist() == [row["game"] for row in rows]
-    line = json.dumps(draw(8))
+    line = json.dumps(draw(10))
     for wrong, says in (
         (line[:-1] + ', "model": "other"}', "a field stands twice"),
         (line.replace('"temperature": 0.8', '"temperature": true'), "temperature"),

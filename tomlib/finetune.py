@@ -95,10 +95,15 @@ def rows(run: Run, draws: pd.DataFrame) -> pd.DataFrame:
     usable = draws[draws["outcome"] == "ok"]
     where = {s.key: s for s in run.scenarios(list(dict.fromkeys(draws["split"])))}
     limit = {form: run.profile.tokens(form) for form in set(usable["answer"])}
+    prompts = {
+        (key, form): prompt_id(scenario, form, run.wording)
+        for key, scenario in where.items()
+        for form in limit
+    }
     built = []
     for draw in usable.to_dict("records"):
-        scenario = where[(draw["split"], draw["context"], draw["game"])]
-        form, text = str(draw["answer"]), str(draw["text"])
+        key = (draw["split"], draw["context"], draw["game"])
+        scenario, form, text = where[key], str(draw["answer"]), str(draw["text"])
         start = opening(scenario, form, run.wording)
         cut = pd.notna(draw["new_tokens"]) and int(draw["new_tokens"]) >= limit[form]
         if form == "choice" or not text.startswith(start):
@@ -109,7 +114,7 @@ def rows(run: Run, draws: pd.DataFrame) -> pd.DataFrame:
                 scenario.context.name,
                 scenario.game.name,
                 form,
-                prompt_id(scenario, form, run.wording),
+                prompts[key, form],
                 text.removeprefix(start),
                 not cut,
             )

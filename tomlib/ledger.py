@@ -14,17 +14,18 @@ a readout the same without sampling (`READOUT_KEY`).
 """
 
 import errno
+import gc
 import gzip
 import json
 import os
 import re
 import socket
 import zlib
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,10 +65,13 @@ def _count(value: object) -> bool:
 
 
 def _time(value: object) -> bool:
-    if type(value) is not str or not value.endswith("Z"):
-        return False
+    return type(value) is str and _is_time(value)
+
+
+@lru_cache(1024)  # a batch of draws has one time
+def _is_time(text: str) -> bool:
     with suppress(ValueError):
-        return len(value) == 20 and datetime.fromisoformat(value).tzinfo is not None
+        return len(text) == 20 and text[-1] == "Z" and bool(datetime.fromisoformat(text).tzinfo)
     return False
 
 
@@ -129,13 +133,14 @@ DRAW_KEY = (*READOUT_KEY, "max_new_tokens", "index")
 _KEYS: dict[Kind, tuple[str, ...]] = {"draws": DRAW_KEY, "readouts": READOUT_KEY}
 
 
-# Where the fields begin in which the lines of a job differ.
-_REST = {kind: f', "{[*schema][len(_WHERE)]}"'.encode() for kind, schema in SCHEMA.items()}
+# The fields in which the lines of a job differ, and how they begin.
+_OWN = {kind: dict([*schema.items()][len(_WHERE) :]) for kind, schema in SCHEMA.items()}
+_REST = {kind: f', "{next(iter(own))}"'.encode() for kind, own in _OWN.items()}
 
 
-def _complaint(kind: Kind, row: object, sound: Container[str] = ()) -> str | None:
-    """What is wrong with a row, or None; `sound` fields have been looked at before."""
-    schema = SCHEMA[kind]
+def _complaint(kind: Kind, row: object, own: bool = False) -> str | None:
+    """What is wrong with a row (or with its `_OWN` part), or None."""
+    schema = _OWN[kind] if own else SCHEMA[kind]
     if type(row) is not dict:
         return "is no JSON object"
     if row.keys() != schema.keys():
@@ -144,7 +149,7 @@ def _complaint(kind: Kind, row: object, sound: Container[str] = ()) -> str | Non
                 return f"has an unknown field {name!r}{nearest(name, schema)}"
         return f"lacks the field {next(name for name in schema if name not in row)!r}"
     for name, (words, right) in schema.items():
-        if name not in sound and not right(row[name]):
+        if not right(row[name]):
             return f"has {name} = {str(row[name])[:40]!r}, which is not {words}"
     if kind == "draws" and (row["choice"] is None) == (row["outcome"] == "ok"):
         return f"has outcome {row['outcome']!r} with choice {row['choice']!r}"
@@ -233,13 +238,26 @@ class _Shard:
         self.keys[key] = number
 
     def _parsed(self, line: bytes, number: int) -> Row:
+        # The lines of a job begin alike (model, scenario, prompt): that is read and checked once.
+        # Quotes within a text are escaped, so that the mark between the two parts is in no text.
+        start, mark, rest = line.partition(_REST[self.kind])
+        known = self.starts.get(start)
         try:
-            row, known = self._decoded(line)
-            wrong = _complaint(self.kind, row, known)
-            if not wrong and not known:
-                start = line.partition(_REST[self.kind])[0]
-                with suppress(ValueError):  # fields in another order
-                    self.starts[start] = _decoded(start + b"}")
+            own = _decoded(b"{" + mark[2:] + rest) if known else None
+        except (ValueError, RecursionError):
+            own = None  # damaged: said of the whole line
+        try:
+            if known and own and known.keys().isdisjoint(own):
+                row = known | own
+                wrong = _complaint(self.kind, own, own=True)
+            else:
+                row = _decoded(line)
+                wrong = _complaint(self.kind, row)
+                if not wrong and mark:
+                    with suppress(ValueError):
+                        shared = _decoded(start + b"}")
+                        if shared.keys() == _WHERE.keys():  # else the fields are in another order
+                            self.starts[start] = shared
         except UnicodeDecodeError:
             wrong = "is not UTF-8"
         except (ValueError, RecursionError) as error:
@@ -251,24 +269,6 @@ class _Shard:
                 "and what it held is drawn again"
             )
         return row
-
-    def _decoded(self, line: bytes) -> tuple[Row, Row]:
-        """A line's row, and the part of it that is as in an earlier line.
-
-        The lines of a job begin alike (model, scenario, prompt): that is read and checked once. Quotes
-        within a text are escaped, so that the mark between the two parts is in no text.
-        """
-        start, mark, rest = line.partition(_REST[self.kind])
-        known = self.starts.get(start)
-        if known is None:
-            return _decoded(line), {}
-        try:
-            own = _decoded(b"{" + mark[2:] + rest)
-        except (ValueError, RecursionError):
-            return _decoded(line), {}  # damaged: said of the whole line
-        if not known.keys().isdisjoint(own):
-            raise ValueError("a field stands twice")
-        return known | own, known
 
 
 def _decoded(line: bytes) -> Row:
@@ -330,8 +330,9 @@ class Ledger:
         Raises:
             TomError: a damaged ledger, or an unknown column.
         """
-        if self._refresh("draws") or self._frame is None:
-            self._frame = _frame(self._rows("draws"))
+        with _without_collecting():
+            if self._refresh("draws") or self._frame is None:
+                self._frame = _frame(self._rows("draws"))
         frame = self._frame
         for name, value in equal.items():
             if name not in frame:
@@ -455,6 +456,18 @@ class Ledger:
             for row, key in zip(self._shards[path].rows, self._shards[path].keys, strict=True)
             if keys[key] is self._shards[path]
         ]
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Look for no garbage: a million small things are made here, and all of them are kept."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 @contextmanager

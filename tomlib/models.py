@@ -17,6 +17,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -116,7 +117,7 @@ def cards(path: Path | str | None = None) -> dict[str, Card]:
         files.append(more / "models.toml" if more.is_dir() else more)
     found: dict[str, Card] = {}
     for file in files:
-        for read in _read(file):
+        for read in _as_it_is(file):
             taken = {name.casefold(): name for name in found}
             if read.name.casefold() in taken:
                 other = found[taken[read.name.casefold()]]
@@ -195,6 +196,20 @@ _FORMS: dict[str, tuple[str, str]] = {
         "must be the name of an environment variable, never a key itself",
     ),
 }
+
+
+def _as_it_is(path: Path) -> Sequence[Card]:
+    """The cards of one file, read again only when it has changed."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return _read(path)  # says what is wrong
+    return _as_of(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(16)
+def _as_of(path: Path, *_: int) -> tuple[Card, ...]:
+    return tuple(_read(path))
 
 
 def _read(path: Path) -> list[Card]:

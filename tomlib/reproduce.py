@@ -376,7 +376,9 @@ def run_chapters(
     """
     import logging
 
+    import nbformat
     import papermill
+    from traitlets.config import Config
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     out: list[Path] = []
@@ -388,16 +390,23 @@ def run_chapters(
         if not source.is_file():
             raise TomError(f"chapter {chapter!r}: no file {source}")
         half = target.with_suffix(".part.ipynb")
-        with hold(run.folder / "locks" / f"chapter--{chapter}", target):
+        with (
+            hold(run.folder / "locks" / f"chapter--{chapter}", target),
+            tempfile.TemporaryDirectory(prefix="tom-") as private,
+        ):
+            # The kernel is talked to through files of that folder: no port is opened.
+            talk = {"transport": "ipc", "connection_file": f"{private}/kernel.json"}
             try:
-                papermill.execute_notebook(
+                # Written once, when it is done: papermill would write it before and after each cell.
+                executed = papermill.execute_notebook(
                     str(source),
-                    str(half),
+                    None,
                     parameters=given,
                     cwd=str(root()),
                     kernel_name="python3",
                     progress_bar={"desc": chapter},
                     log_output=False,
+                    config=Config(KernelManager=talk),
                 )
             except papermill.PapermillExecutionError as error:
                 raise TomError(f"chapter {chapter}: {error.ename}: {error.evalue}") from None
@@ -407,6 +416,7 @@ def run_chapters(
                     f"chapter {chapter}: its kernel has ended ({said}); if memory ran out, free "
                     "some; the same command goes on from here"
                 ) from None
+            half.write_text(nbformat.writes(executed), "utf-8")  # type: ignore[no-untyped-call]
             _hide_as_parameters(half)
             os.replace(half, target)
         out.append(target)
