@@ -686,7 +686,7 @@ def sensitivity(table: pd.DataFrame) -> pd.DataFrame:
         known = group.dropna(subset="rate")
         rate, draws = known["rate"].to_numpy(), known["draws"].to_numpy()
         total = float(rate.var()) if len(rate) else float("nan")
-        low, high = stats.spread(rate, draws)
+        spread = stats.spread(rate, draws)
         shares = {
             f"{by}_share": float(known.groupby(by)["rate"].transform("mean").var(ddof=0))
             for by in ("context", "game")
@@ -701,26 +701,17 @@ def sensitivity(table: pd.DataFrame) -> pd.DataFrame:
         )
         shares["noise_share"] = noise
         varies = total > 1e-12
-        rows.append(
-            dict(zip(("split", "model", "answer"), key, strict=True))
-            | {
-                "mean": known["rate"].mean(),
-                "lowest": known["rate"].min(),
-                "highest": known["rate"].max(),
-                "spread": total**0.5,
-                "spread_low": low,
-                "spread_high": high,
-            }
-            | {name: part / total if varies else float("nan") for name, part in shares.items()}
-            | {
-                column: bound
-                for columns, interval in zip(
-                    list(SENSITIVITY_INTERVALS.values())[1:], bounds, strict=True
-                )
-                for column, bound in zip(columns, interval, strict=True)
-            }
-            | {"unread": int(group["unread"].sum())}
-        )
+        row = dict(zip(("split", "model", "answer"), key, strict=True)) | {
+            "mean": known["rate"].mean(),
+            "lowest": known["rate"].min(),
+            "highest": known["rate"].max(),
+            "spread": total**0.5,
+        }
+        row |= {name: part / total if varies else float("nan") for name, part in shares.items()}
+        intervals = zip(SENSITIVITY_INTERVALS.values(), [spread, *bounds], strict=True)
+        for columns, interval in intervals:
+            row |= zip(columns, interval, strict=True)
+        rows.append(row | {"unread": int(group["unread"].sum())})
     return pd.DataFrame(rows)
 
 

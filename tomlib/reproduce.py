@@ -38,7 +38,7 @@ from tomlib.collect import (
 )
 from tomlib.errors import TomError
 from tomlib.finetune import Adapter, check_base, settings
-from tomlib.ledger import hold
+from tomlib.ledger import hold, verify
 from tomlib.models import card
 from tomlib.profiles import CHAPTERS, PAGES, Profile, Run, override
 from tomlib.prompts import prompt_id, wording_names
@@ -416,16 +416,15 @@ def run_chapters(
                     f"chapter {chapter}: its kernel has ended ({said}); if memory ran out, free "
                     "some; the same command goes on from here"
                 ) from None
+            _hide_as_parameters(executed)
             half.write_text(nbformat.writes(executed), "utf-8")  # type: ignore[no-untyped-call]
-            _hide_as_parameters(half)
             os.replace(half, target)
         out.append(target)
     return out
 
 
-def _hide_as_parameters(notebook: Path) -> None:
+def _hide_as_parameters(executed: Any) -> None:
     """Have the cell of given parameters hidden in the book where the cell of defaults is."""
-    executed = json.loads(notebook.read_text("utf-8"))
     tags = {
         kind: cell["metadata"].setdefault("tags", [])
         for cell in executed["cells"]
@@ -434,7 +433,6 @@ def _hide_as_parameters(notebook: Path) -> None:
     }
     if "remove-cell" in tags.get("parameters", []) and "injected-parameters" in tags:
         tags["injected-parameters"].append("remove-cell")
-        notebook.write_text(json.dumps(executed, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def build_book(notebooks: Path | None = None, out: Path | None = None) -> Path:
@@ -509,7 +507,7 @@ def ship(folder: Path, to: Path) -> Path:
         to: Where it goes, such as `data/runs/NAME`; what is there is replaced.
 
     Raises:
-        TomError: The run has no manifest; one folder lies in the other.
+        TomError: The run has no manifest, or its ledger is damaged; one folder lies in the other.
     """
     import gzip
 
@@ -553,8 +551,6 @@ def verify_run(folder: Path) -> pd.DataFrame:
     Raises:
         TomError: The folder has no readable manifest, or the ledger is damaged (file and line).
     """
-    from tomlib.ledger import verify
-
     run = _held_run(folder)
     problems: list[tuple[str, str]] = []
     shards = verify(folder)
