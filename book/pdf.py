@@ -10,6 +10,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from bs4 import BeautifulSoup
+from pypdf import PdfWriter
+from pypdf.generic import NameObject, TextStringObject
 
 from tomlib.errors import TomError
 from tomlib.scenarios import root
@@ -61,6 +66,39 @@ def prepare(page: Path) -> None:
     page.write_text(text, encoding="utf-8")
 
 
+def headings(page: Path) -> list[str]:
+    """All headings of a page in order, without the signs that link to them."""
+    soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
+    for sign in soup.select("a.headerlink"):
+        sign.decompose()
+    return [" ".join(h.get_text().split()) for h in soup.find_all(re.compile("^h[1-6]$"))]
+
+
+def name_outline(pdf: Path, titles: list[str]) -> None:
+    """Give the outline its headings' words: Chromium drops spaces at line breaks and doubles some.
+
+    Raises:
+        TomError: an entry that is no heading.
+    """
+    writer = PdfWriter(clone_from=pdf)
+    whole = {re.sub(r"\s", "", title): title for title in titles}
+    whole |= {2 * short: title for short, title in whole.items()}
+
+    def rename(entry: Any) -> None:
+        while entry is not None:
+            said = re.sub(r"\s", "", str(entry.get("/Title", "")))
+            if said and said not in whole:
+                raise TomError(f"the PDF's outline has {said[:60]!r}, which is no heading")
+            if said:
+                entry[NameObject("/Title")] = TextStringObject(whole[said])
+            if "/First" in entry:
+                rename(entry["/First"].get_object())
+            entry = entry["/Next"].get_object() if "/Next" in entry else None
+
+    rename(writer.get_outline_root())
+    writer.write(pdf)
+
+
 def main() -> None:
     """Build, print, say where."""
     browser = chromium()
@@ -75,6 +113,7 @@ def main() -> None:
         done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True)
         if done.returncode or not half.is_file():
             raise TomError(f"{browser} did not print the book: {done.stderr[-400:]}")
+        name_outline(half, headings(page))
         shutil.move(half, target)
     print(f"{target} ({target.stat().st_size / 1e6:.1f} MB)")
 

@@ -1,14 +1,22 @@
 """Every page of the book: quiet, linked, readable by all, at every width."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
+from typing import Any
+from unicodedata import normalize
 from urllib.parse import unquote, urldefrag
 
 import pytest
+import yaml
+from bs4 import BeautifulSoup
 from chromium import BOOK, DESKTOP, PATIENCE, PHONE, axe, pages, watched
 from playwright.sync_api import Browser, Page
+from pypdf import PdfReader
+
+from tomlib.scenarios import root
 
 
 @dataclass
@@ -139,12 +147,41 @@ def test_search_finds_snowdrift(new_page: Callable[..., Page], served: str) -> N
     assert problems == []
 
 
+def heading(path: Path) -> str:
+    """A page's title as it stands in it."""
+    title = BeautifulSoup(path.read_text("utf-8"), "html.parser").select_one("article h1")
+    assert title is not None, path
+    for sign in title.select("a.headerlink"):
+        sign.decompose()
+    return " ".join(title.get_text().split())
+
+
+def outline(reader: PdfReader, entries: Any) -> Iterator[tuple[str, int]]:
+    """Title and page number of every entry of a PDF's outline, in its order."""
+    for entry in entries:
+        if isinstance(entry, list):
+            yield from outline(reader, entry)
+        else:
+            number = reader.get_destination_page_number(entry)
+            assert number is not None
+            yield str(entry.title), number
+
+
 def test_the_pdf_is_the_whole_book_and_the_front_page_links_to_it(
     visit: Callable[[str], Visit], served: str
 ) -> None:
-    data = (BOOK / "tom-book.pdf").read_bytes()
-    assert data.startswith(b"%PDF") and data.rstrip().endswith(b"%%EOF")
-    assert len(re.findall(rb"/Type\s*/Page\b", data)) > 100
+    reader = PdfReader(BOOK / "tom-book.pdf")
+    told = list(outline(reader, reader.outline))
+    contents = yaml.safe_load((root() / "_toc.yml").read_text("utf-8"))
+    files = [c["file"] for part in contents["parts"] for c in part["chapters"]]
+    titles = [heading(BOOK / f"{file}.html") for file in (contents["root"], *files)]
+    assert [title for title, _ in told if title in titles] == titles
+    numbers = [number for _, number in told]
+    assert numbers == sorted(numbers) and len(reader.pages) > 100
+    for title, number in told:
+        if title in titles:
+            text = normalize("NFKC", reader.pages[number].extract_text())  # ligatures
+            assert re.sub(r"\s", "", title) in re.sub(r"\s", "", text), title
     links = [link for link in visit("notebooks/index.html").links if link.endswith(".pdf")]
     assert links == [f"{served}/tom-book.pdf"]
 
