@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from test_security import holding
 
 from tomlib.models import Card
 from tomlib.profiles import CHAPTERS, PAGES, load_profile, new_run
@@ -25,6 +26,9 @@ pytestmark = [
     pytest.mark.skipif("TOM_TEST_SLURM" not in os.environ, reason="make test-slurm asks for it"),
 ]
 
+# No daemon outlives a test that is killed.
+ENDED_WITH_US = ["setpriv", "--pdeathsig", "TERM"]
+OURS = "# Written by tests/test_slurm.py, which removes it again"
 # No cgroups, no accounting: it has to run in a container. Scheduling once a second, not a minute.
 CONFIGURATION = """
 ClusterName=tom
@@ -89,15 +93,16 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         (folder / part).mkdir()
     # Where Slurm looks by itself: within a job, Snakemake takes its variables (SLURM_CONF) away.
     configuration = Path("/etc/slurm/slurm.conf")
-    assert not configuration.exists(), "this machine has a Slurm of its own"
+    if configuration.exists():  # a run of this test that was killed leaves its own behind
+        assert configuration.read_text().startswith(OURS), "this machine has a Slurm of its own"
     values = {"host": socket.gethostname().split(".")[0], "folder": folder}
     ports = {"port": _free_port(), "next_port": _free_port()}
-    configuration.write_text(CONFIGURATION.format(**values, **ports))
+    configuration.write_text(OURS + CONFIGURATION.format(**values, **ports))
     daemons = [d for d in [_munge()] if d]
     try:
         for command in (["/usr/sbin/slurmctld", "-D"], ["/usr/sbin/slurmd", "-D"]):
             log = (folder / f"{Path(command[0]).name}.out").open("wb")
-            daemons.append(subprocess.Popen(command, stdout=log, stderr=log))
+            daemons.append(subprocess.Popen([*ENDED_WITH_US, *command], stdout=log, stderr=log))
         for _ in range(150):
             state = subprocess.run(["sinfo", "-h", "-o", "%T"], capture_output=True, text=True)
             if state.stdout.strip() == "idle":
@@ -121,12 +126,15 @@ def _logs(folder: Path) -> str:
 def test_a_smoke_run_goes_through_slurm_with_two_jobs_writing_at_once(
     slurm: None, tmp_path: Path, smol: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment = os.environ | {"TOM_RUNS": str(tmp_path), "OMP_WAIT_POLICY": "PASSIVE"}
+    keys = {"HF_TOKEN": "hf_canary_on_slurm", "OPENAI_API_KEY": "sk-canary-on-slurm"}
+    environment = os.environ | {"TOM_RUNS": str(tmp_path), "OMP_WAIT_POLICY": "PASSIVE"} | keys
+    begin = time.time()
     command = [
         *(sys.executable, "-m", "snakemake", "--workflow-profile", "profiles/slurm"),
         *("--jobs", "2", "--default-resources", "mem_mb=3000", "runtime=60"),
         # Without accounting only squeue knows how a job ended.
         *("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "5"),
+        *("--slurm-keep-successful-logs", "--slurm-logdir", str(tmp_path / "slurm_logs")),
         *("--config", "profile=smoke", "shards=context", "threads=1"),
         *("--set-threads", "draws=1", "adapter=1"),  # the node has two cores
     ]
@@ -149,3 +157,9 @@ def test_a_smoke_run_goes_through_slurm_with_two_jobs_writing_at_once(
     chapters = {path.stem for path in (run.folder / "notebooks").glob("*.ipynb")}
     assert chapters == {*CHAPTERS, *PAGES}
     assert (run.folder / "book" / "index.html").is_file()
+
+    logs = [p for p in (root() / ".snakemake/log").iterdir() if p.stat().st_mtime > begin - 1]
+    assert logs and any((tmp_path / "slurm_logs").rglob("*.log"))  # Snakemake's, and of each job
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not holding(list(keys.values()), [*written, *logs])
+    assert not [key for key in keys.values() if key in done.stdout + done.stderr]
