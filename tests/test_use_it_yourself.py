@@ -1,5 +1,6 @@
 """The page "Use it yourself", done as it is written, in a copy of the repository."""
 
+import json
 import os
 import re
 import shutil
@@ -124,3 +125,50 @@ def test_your_own_models(desk: Path, smol: Card, monkeypatch: pytest.MonkeyPatch
         assert re.search(rf"^{name} ", listed, re.MULTILINE)
     asked = next((desk / "runs/smoke/draws").glob("my-teacher--*")).read_text("utf-8")
     assert '"engine": ' in asked and "my-teacher" in asked
+
+
+@pytest.mark.long
+@pytest.mark.weights
+def test_a_server_that_cannot_go_on_with_a_started_answer(desk: Path, smol: Card) -> None:
+    """Such a teacher answers in its own words: no exact probabilities of it, all else is there."""
+    (desk / "mine.toml").write_text(
+        (desk / "profiles" / "smoke.toml")
+        .read_text("utf-8")
+        .replace('"smoke"', '"mine"', 1)
+        .replace('teacher = "smollm2-135m"', 'teacher = "talker"', 1)
+        .replace('teacher_engine = "transformers"', 'teacher_engine = "endpoint"', 1)
+        .replace("tokens_choice = 8", "tokens_choice = 20", 1)
+        .replace("n = 4 ", "n = 12 ", 1)
+        .replace("n_teacher = 2 ", "n_teacher = 6 ", 1),
+        "utf-8",
+    )
+    with open_engine(smol, engine="llamacpp", parallel=8, threads=2) as server:
+        with (desk / "data" / "models.toml").open("a", encoding="utf-8") as file:
+            file.write(
+                '\n[[model]]\nname = "talker"\nkind = "endpoint"\nfamily = "smollm2"\n'
+                'purpose = "answers as it likes"\nmodel_id = "smollm2"\nprefill = "none"\n'
+                f'base_url = "{server.chat.openai_api_base}"\napi_key_env = "MY_KEY"\n'
+            )
+        environment = os.environ | {
+            "PYTHONPATH": str(desk),
+            "MY_KEY": server.chat.openai_api_key.get_secret_value(),
+        }
+        command = [sys.executable, "-m", "tomlib.cli", "reproduce", "--profile", "mine.toml"]
+        done = subprocess.run(
+            [*command, "--no-book"], cwd=desk, env=environment, capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stderr[-2000:]
+    asked = "".join(p.read_text("utf-8") for p in (desk / "runs/mine/draws").glob("talker--*"))
+    lines = list(map(json.loads, asked.splitlines()))
+    assert len(lines) > 100 and {line["outcome"] for line in lines} - {"ok"}
+    held = [p.read_text("utf-8") for p in (desk / "runs/mine/readouts").glob("*.jsonl")]
+    assert "talker" not in "".join(held) and held
+    shown = chapter(desk, "mine", "04-in-sample")
+    unread = sum(
+        line["choice"] is None
+        for line in lines
+        if line["split"] == "in_sample" and line["answer"] == "choice+motivation"
+        and line["max_new_tokens"] == 20
+    )  # fmt: skip
+    # The caption counts those of all models that the table compares.
+    assert 0 < unread <= max(map(int, re.findall(r"no part of it: (\d+)\.", shown)))
