@@ -1,15 +1,21 @@
 """Fixtures: the smallest real model, and runs in folders of their own."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tomlib import collect
 from tomlib.models import Card, card
 from tomlib.profiles import Run, load_profile, new_run
 from tomlib.weights import fetch, transformers_folder
+
+# A check that passed passes again; FUZZ=20 looks further, at other examples each time.
+hypothesis.settings.register_profile("repeatable", derandomize="FUZZ" not in os.environ)
+hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,6 @@
 """Whatever a text holds that comes from elsewhere, it is read, counted, or refused in one line.
 
-One test for each kind of foreign text; `FUZZ=20` makes each twenty times as long.
+One test for each kind of foreign text; `FUZZ=20` makes each twenty times as long, at random.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from tomlib.engines import Engine
 from tomlib.errors import TomError, printable
 from tomlib.finetune import check_base
 from tomlib.models import card
-from tomlib.profiles import SHIPPED, load_profile, open_run
+from tomlib.profiles import SHIPPED, load_profile, new_run, open_run
 from tomlib.prompts import ANSWERS, load_wording, messages, wording_names
 from tomlib.reproduce import read_manifest, verify_run
 from tomlib.scenarios import find, load, root
@@ -260,7 +260,7 @@ FIELDS = [*load_profile("smoke").__dataclass_fields__, "profile", "replay", "n "
 def test_parameters_of_a_notebook(given_: dict[str, Any]) -> None:
     with one_line():
         run = open_run("04-in-sample", {"profile": "smoke"} | given_)
-        assert run.folder.parent.name == "runs"
+        assert run.folder.parent == new_run(load_profile("smoke")).folder.parent
 
 
 @pytest.mark.parametrize("name", ["n", "seed", "profile", "replay", "contexts", "top_p", "new"])

@@ -51,6 +51,8 @@ PACKAGES = (
     "numpy", "pandas", "scipy", "statsmodels", "matplotlib", "papermill", "jupyter-book",
 )  # fmt: skip
 
+SUMS = "SHA256SUMS"
+
 
 @dataclass(frozen=True)
 class Work:
@@ -499,6 +501,8 @@ _BOOK = (
 def ship(folder: Path, to: Path) -> Path:
     """Copy what a replay needs of a run, shards packed: draws, readouts, adapters, manifest.
 
+    `SHA256SUMS` beside them holds the hash of every file, as `sha256sum` writes it.
+
     Of adapters that are no arm's own (those that chapters 09 and 10 try) only the records are copied:
     their probabilities are in the ledger, and whoever asks them anew trains them anew.
 
@@ -534,6 +538,8 @@ def ship(folder: Path, to: Path) -> Path:
         weights = None if adapter.name in own else shutil.ignore_patterns("adapter_*")
         shutil.copytree(adapter, half / "adapters" / adapter.name, ignore=weights)
     shutil.copy2(folder / "manifest.json", half / "manifest.json")
+    sums = "".join(f"{digest}  {name}\n" for name, digest in _hashes(half).items())
+    (half / SUMS).write_text(sums, encoding="utf-8")
     shutil.rmtree(to, ignore_errors=True)
     os.replace(half, to)
     return to
@@ -543,7 +549,8 @@ def verify_run(folder: Path) -> pd.DataFrame:
     """Everything that `tom verify RUN` checks, as a frame of problems; empty if all is well.
 
     The ledger line by line (readable, right types, no key twice, choices as the texts say), that all
-    of the profile's work is there, and that every adapter is the one that its fingerprint names.
+    of the profile's work is there, that every adapter is the one that its fingerprint names, and, of
+    a shipped run, that each of its files is as it was shipped.
 
     Returns:
         Columns `where, problem`.
@@ -552,7 +559,7 @@ def verify_run(folder: Path) -> pd.DataFrame:
         TomError: The folder has no readable manifest, or the ledger is damaged (file and line).
     """
     run = _held_run(folder)
-    problems: list[tuple[str, str]] = []
+    problems = _changed_since_shipped(folder)
     shards = verify(folder)
     for shard in shards[shards["problem"].ne("")].itertuples():
         problems.append((str(shard.file), str(shard.problem)))
@@ -592,6 +599,33 @@ def verify_run(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(problems, columns=["where", "problem"])
 
 
+def _hashes(folder: Path) -> dict[str, str]:
+    """The sha256 of every file of a shipped run but `SHA256SUMS` itself, by its path within it."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in sorted(files.items())
+        if path.is_file() and name != SUMS
+    }
+
+
+def _changed_since_shipped(folder: Path) -> list[tuple[str, str]]:
+    """Where a shipped run's files are not those of its `SHA256SUMS`; a live run has none."""
+    if not (folder / SUMS).is_file():
+        return []
+    lines = (folder / SUMS).read_text("utf-8", errors="replace").splitlines()
+    said = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    found = _hashes(folder)
+    problem = {
+        **{name: f"not in {SUMS}" for name in found.keys() - said.keys()},
+        **{name: f"missing, {SUMS} names it" for name in said.keys() - found.keys()},
+        **{
+            n: f"not as it was shipped ({SUMS})" for n in found if found[n] != said.get(n, found[n])
+        },
+    }
+    return sorted((ascii(name)[1:-1], text) for name, text in problem.items())
+
+
 def _held_run(folder: Path) -> Run:
     """The run that a folder's manifest tells of, as it lies there.
 
@@ -602,6 +636,8 @@ def _held_run(folder: Path) -> Run:
     try:
         values: dict[str, Any] = dict(manifest["profile"])
         plain: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if empty := [key for key, value in plain.items() if value is None]:
+            raise ValueError(f"{', '.join(map(repr, empty))}: null")
         profile = override(Profile(**plain), plain)  # types and sizes as in a file
     except (KeyError, TypeError, ValueError, AttributeError, TomError) as error:
         raise TomError(f"{folder / 'manifest.json'}: no usable profile ({error})") from None
