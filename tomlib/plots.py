@@ -578,7 +578,7 @@ def loss_curve(log: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def learning_curve(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Gap to the teacher over the number of training rows.
+    """Gap to the teacher over the number of training rows, on a logarithmic axis.
 
     Args:
         table: `rows, gap` and, where there are any, `split` (one line each) and the interval `low`,
@@ -587,19 +587,25 @@ def learning_curve(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     ax = ax or plt.subplots(figsize=(5.6, 3.6))[1]
     table = table.assign(split=table.get("split", "gap"))
+    splits = table["split"].nunique()
     for number, (split, rows) in enumerate(table.groupby("split", sort=False)):
         rows = rows.sort_values("rows")
+        apart = 1.05 ** (number - (splits - 1) / 2)  # so that intervals do not hide each other
         low, high = rows.get("low", rows["gap"]), rows.get("high", rows["gap"])
         ax.errorbar(
-            rows["rows"],
+            rows["rows"] * apart,
             rows["gap"],
             _whiskers(rows["gap"], low, high),
-            fmt=_MARKERS[number % len(_MARKERS)] + "-",
-            color=_shades(TUNED, table["split"].nunique())[number],
+            fmt=_MARKERS[number % len(_MARKERS)] + ("-", "--", ":")[number % 3],
+            color=TUNED,
             ms=5,
             capsize=2,
             label=_spoken(split),
         )
+    sizes = sorted(table["rows"].unique())
+    ax.set_xscale("log")
+    ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    ax.minorticks_off()
     ax.set(xlabel="training rows", ylabel="mean absolute gap to the teacher")
     ax.set_ylim(bottom=0)
     ax.legend()
