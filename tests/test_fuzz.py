@@ -393,6 +393,7 @@ LOGPROBS = VALUES | st.fixed_dictionaries(
 @given(LOGPROBS, st.floats(0.1, 2))
 @example({"content": [{"top_logprobs": [{"token": "C", "logprob": float("nan")}]}]}, 0.8)
 @example({"content": [{"top_logprobs": [{"token": "C", "logprob": 700.0}]}]}, 0.8)
+@example({"content": [{"top_logprobs": [{"token": "C", "logprob": -746.0}]}]}, 1.0)
 def test_log_probabilities_of_a_server(info: Any, temperature: float) -> None:
     said = messages(find("IR/stag_hunt"), "choice", load_wording("replies"))
     engine = Engine(Saying("C", info), "endpoint (x)", 1, False)  # type: ignore[arg-type]

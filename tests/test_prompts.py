@@ -8,7 +8,7 @@ import pytest
 
 from tomlib.errors import TomError
 from tomlib.prompts import ANSWERS, load_wording, messages, opening, prompt_id, wording_names
-from tomlib.scenarios import find, scenarios
+from tomlib.scenarios import find, root, scenarios
 
 
 @pytest.mark.parametrize("name", wording_names())
@@ -114,3 +114,12 @@ def test_a_question_names_the_endowment() -> None:
         assert "from 0 to 10>" in said[1]
         richer = replace(party, game=replace(party.game, endowment=25))
         assert "from 0 to 25>" in str(messages(richer, form, load_wording("replies"))[1].content)
+
+
+@pytest.mark.parametrize("odd", ["{}", "{RS}", "{0}", "{x}", "{R!r}"])
+def test_a_placeholder_that_is_no_payoff_is_named(tmp_path: Path, odd: str) -> None:
+    whole = (root() / "data" / "scenarios" / "wordings.toml").read_text("utf-8")
+    assert "{R}" in whole
+    (tmp_path / "wordings.toml").write_text(whole.replace("{R}", "{R}" + odd), "utf-8")
+    with pytest.raises(TomError, match=re.escape(f"the placeholder {odd} is unknown")):
+        load_wording("replies", tmp_path)

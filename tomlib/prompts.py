@@ -8,7 +8,7 @@ the choice wherever the letter comes first, and its probability can be read exac
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -102,7 +102,7 @@ def load_wording(
     relabelled = two_player.get("relabelled", False)
     if not isinstance(relabelled, bool):
         raise TomError(f"{path}: [copy.{name}] relabelled must be true or false")
-    stated = _placeholders(f"{path}: [game.{name}]", two_player["text"], "RSTP")
+    stated = _placeholders(f"{path}: [game.{name}]", two_player["text"], tuple("RSTP"))
     for letter in "RSTP":
         if letter not in stated:
             raise TomError(f"{path}: [game.{name}] never states the payoff {{{letter}}}")
@@ -189,7 +189,7 @@ def _file(folder: Path | None) -> tuple[Path, dict[str, Any]]:
         raise TomError(f"{path}: not valid TOML: {error}") from None
 
 
-def _placeholders(where: str, text: str, known: Sequence[str]) -> set[str]:
+def _placeholders(where: str, text: str, known: tuple[str, ...]) -> set[str]:
     """The names in braces; each must be known and plain (braces that are meant are doubled)."""
     try:
         parts = list(Formatter().parse(text))

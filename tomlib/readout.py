@@ -275,10 +275,12 @@ def _next_token(engine: Engine, said: Sequence[Any], temperature: float) -> dict
     if not top:
         raise TomError(f"{engine.name}: the server gives no log probabilities; use draws instead")
     logp = np.array([value for _, value in top])
-    # Minus infinity is a probability of 0; nothing else that is not finite is one.
-    if np.isnan(logp).any() or logp.max() > 1e-3 or not np.isfinite(logp).any():
+    # Minus infinity is a probability of 0, nothing else that is not finite is one; the likeliest of
+    # V tokens has at least 1 / V.
+    if np.isnan(logp).any() or not -30 < logp.max() < 1e-3:
         raise TomError(
-            f"{engine.name}: the server's log probabilities are not finite or above 0; use draws"
+            f"{engine.name}: the server's log probabilities are none (not finite, above 0, or all "
+            "far below it); use draws"
         )
     p = np.where(np.isfinite(logp), np.exp(logp), 0.0)
     rest = max(0.0, 1.0 - float(p.sum()))
