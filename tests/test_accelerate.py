@@ -19,38 +19,36 @@ CHANGES = {
     "max_steps": "3",
     "threads": "1",
 }
-DDP = str(root() / "profiles" / "accelerate" / "ddp.yaml")
-# The documented command; ACCELERATE_USE_CPU has the processes use processors where it says GPUs.
-LAUNCHED = [*("-m", "accelerate.commands.launch", "--config_file", DDP, "--num_processes", "2")]
-# What it comes down to: SHARDED takes Accelerate's own part into its hands.
-TOGETHER = [*("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")]
-# Accelerate shards models over GPUs only. These are torch's own calls behind it, on processors; the
+PROFILES = root() / "profiles" / "accelerate"
+# The documented commands; ACCELERATE_USE_CPU has the processes use processors where they say GPUs.
+LAUNCH = [*("-m", "accelerate.commands.launch", "--num_processes", "2", "--config_file")]
+DDP = [*LAUNCH, str(PROFILES / "ddp.yaml")]
+FSDP = [*LAUNCH, str(PROFILES / "fsdp.yaml")]
+# Accelerate shards a model over GPUs only: that check is lifted, and all behind it is its own. The
 # training is killed once, on both processes, when it has saved its second step.
 SHARDED = """
 import os, sys
-from contextlib import contextmanager
 import torch
-from accelerate import Accelerator
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from accelerate import Accelerator, state
+from accelerate.utils import DistributedType
+from torch.distributed.fsdp import FSDPModule
 from tomlib import cli, finetune
 
-def prepare(self, model, optimizer):
-    mesh = init_device_mesh("cpu", (self.num_processes,))
-    for layer in model.base_model.model.model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    lora = [p for p in model.parameters() if p.requires_grad]
-    assert all(p.to_local().numel() < p.numel() for p in lora)
-    return model, torch.optim.AdamW(lora, weight_decay=0.0)
+settle, prepare = state.AcceleratorState.__init__, Accelerator.prepare
 
-@contextmanager
-def no_sync(self, model):
-    model.set_requires_gradient_sync(False)
-    yield
-    model.set_requires_gradient_sync(True)
+def init(self, *args, fsdp_plugin=None, **more):
+    settle(self, *args, fsdp_plugin=fsdp_plugin, **more)
+    if fsdp_plugin is not None:
+        assert self.distributed_type == DistributedType.MULTI_CPU
+        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
 
-Accelerator.prepare, Accelerator.no_sync = prepare, no_sync
+def prepared(self, bare, optimizer):
+    model, optimizer = prepare(self, bare, optimizer)
+    assert all(isinstance(x, FSDPModule) for x in model.base_model.model.model.layers)
+    assert all(p.to_local().numel() < p.numel() for p in model.parameters() if p.requires_grad)
+    return model, optimizer
+
+state.AcceleratorState.__init__, Accelerator.prepare = init, prepared
 finetune.CHECKPOINT_SECONDS = 0.0
 save = finetune._checkpoint
 
@@ -103,7 +101,7 @@ def training(
 @pytest.mark.weights
 def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path, alone: pd.DataFrame) -> None:
     """The DDP configuration: batches of four scenarios, two of them on each process."""
-    two = trained(tmp_path, LAUNCHED, None, processes=2)
+    two = trained(tmp_path, DDP, None, processes=2)
     assert len(alone) == 3 and alone["loss"].nunique() == 3
     np.testing.assert_allclose(two["loss"], alone["loss"], rtol=1e-4)
 
@@ -113,11 +111,11 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path, alone: pd.Data
 def test_a_model_in_parts_trains_alike_and_goes_on_from_its_checkpoint(
     tmp_path: Path, alone: pd.DataFrame
 ) -> None:
-    killed = training(tmp_path, TOGETHER, SHARDED)
+    killed = training(tmp_path, FSDP, SHARDED)
     assert killed.returncode != 0
     (saved,) = tmp_path.rglob("checkpoint.safetensors")
     whole = saved.stat().st_size
-    done = training(tmp_path, TOGETHER, SHARDED, AGAIN="1")
+    done = training(tmp_path, FSDP, SHARDED, AGAIN="1")
     assert done.returncode == 0, done.stderr[-3000:]
     (adapter,) = (tmp_path / "smoke" / "adapters").glob("published-*")
     np.testing.assert_allclose(pd.read_csv(adapter / "log.csv")["loss"], alone["loss"], rtol=1e-4)
@@ -129,6 +127,6 @@ def test_a_model_in_parts_trains_alike_and_goes_on_from_its_checkpoint(
 def test_accelerate_reads_the_configurations(name: str) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
-    read = load_config_from_file(str(root() / "profiles" / "accelerate" / f"{name}.yaml"))
+    read = load_config_from_file(str(PROFILES / f"{name}.yaml"))
     assert read.distributed_type == {"ddp": "MULTI_GPU", "fsdp": "FSDP"}[name]
     assert bool(read.fsdp_config) == (name == "fsdp")
