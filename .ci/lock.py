@@ -1,18 +1,23 @@
-"""Write requirements.lock, requirements.hashes, environment.yml and Binder's from this environment.
+"""Write requirements.lock, locks/, environment.yml and Binder's requirements from this environment.
 
 Run by `make lock` in a fresh environment that holds the extras [models,scale,book,test] and
-nothing else.
+nothing else; with the name of a benchmark's environment, in that: then it writes locks/NAME.txt.
 """
 
 import json
 import re
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import distributions
 from pathlib import Path
+from urllib.parse import unquote
 from urllib.request import Request, urlopen
 
-LEFT_OUT = {"pip", "setuptools", "tomlib", "wheel"}
+PYPI = "https://pypi.org/simple"
+PYTORCH_CPU = "https://download.pytorch.org/whl/cpu"
+BUILDERS = ("setuptools", "wheel")
+LOCKS = Path("locks")
 
 
 def pins() -> list[str]:
@@ -21,25 +26,44 @@ def pins() -> list[str]:
         re.sub(r"[-_.]+", "-", each.metadata["Name"]).lower(): each.version.split("+")[0]
         for each in distributions()
     }
-    return [f"{name}=={found[name]}" for name in sorted(set(found) - LEFT_OUT)]
+    return [f"{name}=={found[name]}" for name in sorted(set(found) - {"pip", "tomlib"})]
 
 
-def lock(lines: list[str]) -> str:
-    """The text of requirements.lock."""
-    return (
-        "# The exact versions that the results and the tests were made with: all that the extras\n"
-        "# [models,scale,book,test] resolve to. Written by `make lock`; tests/test_environment.py\n"
-        "# holds it together with pyproject.toml and environment.yml.\n"
-        "# Of torch any build of this version will do (see TORCH_INDEX in the Makefile).\n"
-        + "".join(f"{line}\n" for line in lines)
+def parts(lines: list[str]) -> dict[str, list[str]]:
+    """The pins by file of locks/, in the order in which they are installed."""
+    names = [line.split("==")[0] for line in lines]
+    of = {
+        "build": {name for name in names if name in BUILDERS},
+        "torch": {"torch"},
+        "requirements": {name for name in names if name not in (*BUILDERS, "torch")},
+    }
+    return {
+        part: [line for line, name in zip(lines, names, strict=True) if name in wanted]
+        for part, wanted in of.items()
+    }
+
+
+def gpu(lines: list[str]) -> list[str]:
+    """What PyPI's build of torch for Linux needs besides, as pip resolves it; downloads nothing."""
+    (torch,) = parts(lines)["torch"]
+    asked = [*("install", "--isolated", "--quiet", "--dry-run", "--ignore-installed")]
+    asked += [*("--use-feature=fast-deps", "--report", "-", "--index-url", PYPI)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", *asked, torch], capture_output=True, text=True, check=True
     )
+    wanted = {
+        re.sub(r"[-_.]+", "-", each["metadata"]["name"]).lower(): each["metadata"]["version"]
+        for each in json.loads(done.stdout)["install"]
+    }
+    here = {line.split("==")[0] for line in lines}
+    return [f"{name}=={wanted[name]}" for name in sorted(set(wanted) - here)]
 
 
 def files(line: str) -> list[str]:
-    """sha256 of every file that the package index holds of a pinned version."""
+    """sha256 of every file that PyPI holds of a pinned version."""
     name, release = line.split("==")
     kind = {"Accept": "application/vnd.pypi.simple.v1+json"}
-    with urlopen(Request(f"https://pypi.org/simple/{name}/", headers=kind), timeout=60) as reply:
+    with urlopen(Request(f"{PYPI}/{name}/", headers=kind), timeout=60) as reply:
         listed = json.load(reply)["files"]
     stem = rf"{re.sub('-', '[-_.]+', name)}-{re.escape(release)}"
     mine = re.compile(rf"{stem}(-.*\.whl|\.tar\.gz|\.zip)", re.IGNORECASE)
@@ -49,33 +73,67 @@ def files(line: str) -> list[str]:
     return found
 
 
-def hashed(lines: list[str]) -> dict[str, str]:
-    """Each pin with the hashes of its files, as pip reads it; without torch."""
-    checked = [line for line in lines if not line.startswith("torch==")]
+def cpu_builds(line: str, index: str = PYTORCH_CPU) -> list[str]:
+    """sha256 of torch's builds for Linux without a GPU, which are not on PyPI."""
+    release = line.split("==")[1]
+    with urlopen(f"{index}/torch/", timeout=60) as reply:
+        links = re.findall(r'href="([^"]+)#sha256=([0-9a-f]{64})"', reply.read().decode())
+    mine = re.compile(rf"torch-{re.escape(release)}\+cpu-[^/]*linux[^/]*\.whl")
+    found = sorted(one for link, one in links if mine.fullmatch(unquote(link).rsplit("/")[-1]))
+    if not found:
+        raise SystemExit(f"{line}: {index} holds no build of it for Linux")
+    return found
+
+
+def hashed(lines: list[str]) -> dict[str, list[str]]:
+    """Each pin with the hashes of its files; torch's with those of its builds for no GPU."""
     with ThreadPoolExecutor(8) as several:
-        found = several.map(files, checked)
-    return {
-        line: " \\\n    ".join([line, *(f"--hash=sha256:{one}" for one in each)]) + "\n"
-        for line, each in zip(checked, found, strict=True)
-    }
+        found = dict(zip(lines, several.map(files, lines), strict=True))
+    return found | {one: found[one] + cpu_builds(one) for one in found if one.startswith("torch==")}
 
 
-def hashes(entries: dict[str, str]) -> str:
-    """The text of requirements.hashes."""
-    return (
-        "# requirements.lock with the hashes of its files, which `make` checks as it installs them.\n"
-        "# Not of torch: its builds for GPUs and for none come from more than one place.\n"
-        + "".join(entries.values())
+def entries(found: dict[str, list[str]], marker: str = "") -> str:
+    """Pins and hashes as pip reads them."""
+    return "".join(
+        " \\\n    ".join([line + marker, *(f"--hash=sha256:{one}" for one in each)]) + "\n"
+        for line, each in found.items()
     )
 
 
-def light(entries: dict[str, str], before: str) -> str:
+SAYS = {
+    "build": "What builds the packages that come as source.",
+    "torch": f"torch: its files on PyPI, then those for Linux without a GPU\n# ({PYTORCH_CPU}).",
+    "requirements": "All else of requirements.lock.",
+    "gpu": "What torch needs besides on Linux with a GPU.",
+    "peers": "Tools that the benchmarks measure beside ours: lm-eval, TRL.",
+    "vllm": "vLLM's CPU build, which tests and benchmarks set beside ours.",
+}
+
+
+def write(part: str, found: dict[str, list[str]]) -> None:
+    """locks/PART.txt, from which `make` installs with --require-hashes."""
+    marker = ' ; sys_platform == "linux"' if part == "gpu" else ""
+    text = f"# {SAYS[part]}\n# Written by `make lock`.\n" + entries(found, marker)
+    (LOCKS / f"{part}.txt").write_text(text, encoding="utf-8")
+
+
+def lock(lines: list[str]) -> str:
+    """The text of requirements.lock."""
+    return (
+        "# The exact versions that the results and the tests were made with: all that the extras\n"
+        "# [models,scale,book,test] resolve to. Written by `make lock`, which writes the hashes of\n"
+        "# their files into locks/; tests/test_environment.py holds them together.\n"
+        + "".join(f"{line}\n" for line in lines)
+    )
+
+
+def light(found: dict[str, list[str]], before: str) -> str:
     """The text of binder/requirements.txt: the packages that it names, as they are pinned now."""
     wanted = set(re.findall(r"^([a-z0-9-]+)==", before, re.MULTILINE))
     return (
         "# What a replay needs, with versions and hashes of requirements.lock: no torch, no model.\n"
         "# Binder reads this; tests/test_book.py holds it to the lock.\n"
-        + "".join(text for line, text in entries.items() if line.split("==")[0] in wanted)
+        + entries({line: each for line, each in found.items() if line.split("==")[0] in wanted})
     )
 
 
@@ -96,8 +154,15 @@ def environment(lines: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    Path("requirements.lock").write_text(lock(pins()), encoding="utf-8")
-    found, binder = hashed(pins()), Path("binder", "requirements.txt")
-    Path("requirements.hashes").write_text(hashes(found), encoding="utf-8")
+    here = pins()
+    if sys.argv[1:]:
+        write(sys.argv[1], hashed([line for line in here if not line.startswith("torch==")]))
+        raise SystemExit
+    Path("requirements.lock").write_text(lock(here), encoding="utf-8")
+    Path("environment.yml").write_text(environment(here), encoding="utf-8")
+    found = hashed(here)
+    for part, lines in parts(here).items():
+        write(part, {line: found[line] for line in lines})
+    write("gpu", hashed(gpu(here)))
+    binder = Path("binder", "requirements.txt")
     binder.write_text(light(found, binder.read_text(encoding="utf-8")), encoding="utf-8")
-    Path("environment.yml").write_text(environment(pins()), encoding="utf-8")

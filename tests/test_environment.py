@@ -5,9 +5,12 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import entry_points
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import entry_points, requires
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 from typing import Any
 
@@ -48,22 +51,88 @@ def test_the_lock_pins_each_package_once_and_exactly() -> None:
         assert re.fullmatch(r"[a-z0-9-]+==\d[A-Za-z0-9.]*", line), line  # no range, no local tag
 
 
-def test_every_pin_has_hashes_but_torch() -> None:
-    text = (ROOT / "requirements.hashes").read_text(encoding="utf-8").replace("\\\n", "")
-    pinned = [line.split() for line in text.splitlines() if not line.startswith("#")]
-    assert [name for name, *_ in pinned] == [x for x in locked() if not x.startswith("torch==")]
-    for name, *hashes in pinned:
-        assert hashes, name
-        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", each) for each in hashes), name
+def hashed(name: str) -> dict[str, list[str]]:
+    """The pins of a file with the hashes of each; markers are left out."""
+    text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", "")
+    found = {}
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            pin, *hashes = re.sub(r" ; .*?(?= --)", "", line).split()
+            assert hashes, pin
+            assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", one) for one in hashes), pin
+            found[pin] = hashes
+    return found
+
+
+def test_every_pin_has_hashes() -> None:
+    parts = writer().parts(locked())
+    assert sorted(line for lines in parts.values() for line in lines) == sorted(locked())
+    for part, lines in parts.items():
+        assert list(hashed(f"locks/{part}.txt")) == lines
+
+
+def test_all_that_is_locked_has_its_requirements_locked() -> None:
+    """Else pip fetches the rest as it is today, and unhashed."""
+    gpu = {
+        line.split("==")[0] for line in hashed("locks/gpu.txt")
+    }  # of which some builds have none
+    for name in VERSIONS:
+        for wanted in map(Requirement, requires(name) or ()):
+            if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
+                needed = canonicalize_name(wanted.name)
+                assert needed in VERSIONS or needed in gpu, f"{name} needs {needed}: make lock"
+
+
+@pytest.mark.parametrize(
+    "target", ["setup", ".venv-bench/peers/.installed", ".venv-bench/vllm/.installed"]
+)
+def test_make_installs_what_has_hashes(target: str) -> None:
+    done = subprocess.run(
+        ["make", "-nB", target, "TORCH_INDEX=https://torch.example"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    *installs, last = [line for line in done.stdout.splitlines() if "pip install" in line]
+    if target == "setup":  # itself; and on other systems what the lock does not name
+        assert last.endswith(" --no-deps --no-build-isolation -e .")
+        *installs, last = installs
+        assert "-r requirements.lock" in last
+    else:
+        installs.append(last)
+    assert len(installs) == (4 if target == "setup" else 3)
+    assert all("--no-deps" in line and "--require-hashes" in line for line in installs)
+    (torch,) = [line for line in installs if "--index-url" in line]
+    assert "--index-url https://torch.example -r locks/torch.txt" in torch
+    for line in installs:
+        assert hashed(line.split(" -r ")[1].split()[0])
+
+
+def test_builds_of_torch_for_no_gpu_are_read_from_its_index(tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    names = (
+        "torch-2.13.0%2Bcpu-cp311-cp311-manylinux_2_28_x86_64.whl",
+        "torch-2.13.0%2Bcpu-cp312-cp312-linux_s390x.whl",
+        "torch-2.13.0%2Bcpu-cp311-cp311-win_amd64.whl",  # as PyPI has it
+        "torch-2.13.00%2Bcpu-cp311-cp311-manylinux_2_28_x86_64.whl",
+        "torch-2.13.0%2Bcu126-cp311-cp311-manylinux_2_28_x86_64.whl",
+    )
+    (tmp_path / "torch" / "index.html").write_text(
+        "".join(
+            f'<a href="https://files.example/whl/{name}#sha256={at:064x}" data-core="x">{name}</a>'
+            for at, name in enumerate(names)
+        )
+    )
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        index = f"http://127.0.0.1:{server.server_port}"
+        assert writer().cpu_builds("torch==2.13.0", index) == [f"{0:064x}", f"{1:064x}"]
+        with pytest.raises(SystemExit, match=r"torch==2\.12\.0: .* holds no build"):
+            writer().cpu_builds("torch==2.12.0", index)
+        server.shutdown()
 
 
 def test_binders_packages_have_the_hashes_of_the_lock() -> None:
-    entries = {}
-    for name in ("requirements.hashes", "binder/requirements.txt"):
-        text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", "")
-        lines = [line.split() for line in text.splitlines() if not line.startswith("#")]
-        entries[name] = {line[0]: line[1:] for line in lines}
-    every, light = entries.values()
+    every, light = hashed("locks/requirements.txt"), hashed("binder/requirements.txt")
     assert light and light == {line: every[line] for line in light}
 
 
