@@ -9,10 +9,13 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import distributions
+from importlib.metadata import distributions, requires
 from pathlib import Path
 from urllib.parse import unquote
 from urllib.request import Request, urlopen
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 PYPI = "https://pypi.org/simple"
 PYTORCH_CPU = "https://download.pytorch.org/whl/cpu"
@@ -127,9 +130,17 @@ def lock(lines: list[str]) -> str:
     )
 
 
+def needs(names: set[str]) -> set[str]:
+    """Packages with all that they require here, and what that requires."""
+    lines = [Requirement(line) for name in names for line in requires(name) or ()]
+    here = [one for one in lines if one.marker is None or one.marker.evaluate({"extra": ""})]
+    found = names | {canonicalize_name(one.name) for one in here}
+    return found if found == names else needs(found)
+
+
 def light(found: dict[str, list[str]], before: str) -> str:
-    """The text of binder/requirements.txt: the packages that it names, as they are pinned now."""
-    wanted = set(re.findall(r"^([a-z0-9-]+)==", before, re.MULTILINE))
+    """The text of binder/requirements.txt: the packages that it names, and what they need now."""
+    wanted = needs(set(re.findall(r"^([a-z0-9-]+)==", before, re.MULTILINE)))
     return (
         "# What a replay needs, with versions and hashes of requirements.lock: no torch, no model.\n"
         "# Binder reads this; tests/test_book.py holds it to the lock.\n"
