@@ -22,9 +22,7 @@ VENV ?= .venv
 # Without a GPU the CPU build of torch saves gigabytes:
 #   make reproduce TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
-# Builds for another CUDA or for ROCm have hashes of their own; named here, none is checked:
-#   make reproduce TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cu126'
-TORCH := --require-hashes $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r locks/torch.txt
+# Of another build (other CUDA, ROCm) pip says the hash that it found: add that to locks/torch.txt.
 # BENCH=full measures the long rows too; PARTS="lora peak" only some (see benchmarks/bench.py).
 BENCH ?=
 PARTS ?=
@@ -96,6 +94,15 @@ $(READY): $(VENV)/.lock-installed pyproject.toml
 	$(BIN)/python $(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
+# In two steps: where one source gives hashes and another none, pip would take the first for it,
+# whichever build it has.
+define torch
+	$(1)/bin/python -m pip download --no-deps --dest $(1)/torch \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$(grep '^torch==' requirements.lock)
+	$(1)/bin/python $(HASHED) --no-index --find-links $(1)/torch -r locks/torch.txt
+	rm -r $(1)/torch
+endef
+
 LOCKS := $(addprefix locks/,build.txt torch.txt requirements.txt gpu.txt)
 
 $(VENV)/.lock-installed: requirements.lock $(LOCKS)
@@ -105,7 +112,7 @@ $(VENV)/.lock-installed: requirements.lock $(LOCKS)
 	@echo 'Installing requirements.lock into $(VENV): once, a few minutes'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python $(HASHED) -r locks/build.txt
-	$(BIN)/python $(PIP) --no-deps $(TORCH)
+	$(call torch,$(VENV))
 	$(BIN)/python $(HASHED) -r locks/requirements.txt
 	$(BIN)/python -m pip freeze | grep -q '^torch==.*+' || $(BIN)/python $(HASHED) -r locks/gpu.txt
 	$(BIN)/python $(PIP) -r requirements.lock  # what another system than Linux needs besides
@@ -116,7 +123,7 @@ $(VENV)/.lock-installed: requirements.lock $(LOCKS)
 $(PEERS)/%/.installed: locks/%.txt locks/build.txt locks/torch.txt
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python $(HASHED) -r locks/build.txt
-	$(@D)/bin/python $(PIP) --no-deps $(TORCH)
+	$(call torch,$(@D))
 	$(@D)/bin/python $(HASHED) -r $<
 	@touch $@
 
