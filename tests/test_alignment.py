@@ -458,8 +458,8 @@ def test_contributions_in_words_with_a_model_that_gave_no_readable_answer():
     given = published.public_goods_roles()
     assert contributions.in_words(given) == (
         "Teacher 7.00, student 5.49, tuned student 5.92 dollars; improvement 28.3% (95 % interval "
-        "over draws: 19% to 37%). The distribution's distance from the teacher's went from 0.75 to "
-        "0.54 (total variation)."
+        "over draws: 19% to 37%). The distribution's distance from the teacher's went from 0.753 to "
+        "0.540 (total variation)."
     )
     given["contribution"] = given["contribution"].where(given["model"] != "student").astype("Int64")
     assert "student nan" in contributions.in_words(given)

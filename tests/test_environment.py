@@ -226,6 +226,12 @@ def test_the_citation_names_the_software_and_the_paper() -> None:
     paper = cited["references"][0]
     assert [author["family-names"] for author in paper["authors"]] == ["Lorè", "Ilami", "Heydari"]
     assert "2408.05241" in paper["url"]
+    page = (ROOT / "book" / "cite.md").read_text(encoding="utf-8")
+    assert f"version = {{{cited['version']}}}" in page
+    assert (
+        " ".join(re.findall(r"title   = {(tomlib.*?)}", page, re.DOTALL)[0].split())
+        == cited["title"]
+    )
     assert f"## [{cited['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 

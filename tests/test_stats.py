@@ -94,6 +94,8 @@ def test_proportion_tests_pairs_by_name_and_says_what_was_shown():
     tests = stats.proportion_tests(before, after).set_index("context")
     verdicts = {"a": "same", "b": "changed", "c": "undecided", "d": "both"}
     assert tests["verdict"].to_dict() == verdicts
+    raw = tests["equivalence_p"]
+    assert tests["equivalence_holm"].to_numpy() == pytest.approx(stats.adjust(raw, "holm"))
     assert tests.loc["b", "difference"] == pytest.approx(-0.4)
     assert tests.loc["b", "high"] < tests.loc["b", "high90"] * 0.9 < 0  # 95 % is wider than 90 %
     assert (tests["low"] < tests["difference"]).all()
@@ -148,10 +150,19 @@ def test_bootstrap_bca_is_scipys():
     x = np.array([0.1, 0.4, 0.3, 0.9, 0.5, 0.2, 3.0])
     ours = stats.bootstrap(np.mean, x, resamples=999, seed=0)
     theirs = scipy_stats.bootstrap(
-        (x,), np.mean, n_resamples=999, rng=np.random.default_rng(0)
+        (np.sort(x),), np.mean, n_resamples=999, rng=np.random.default_rng(0)
     ).confidence_interval
     assert ours.method == "BCa"
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_a_bootstrap_does_not_go_by_the_order_of_scenarios():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 20)).round(1)  # with ties
+    mixed = rng.permutation(20)
+    ratio = lambda a, b, axis: a.mean(axis) / b.mean(axis)  # noqa: E731
+    kept = stats.bootstrap(ratio, x, y, resamples=999)
+    assert kept == stats.bootstrap(ratio, x[mixed], y[mixed], resamples=999)
 
 
 def test_bootstrap_of_two_scenarios_gives_no_interval():

@@ -169,7 +169,7 @@ def ratio(teacher: ArrayLike, student: ArrayLike, tuned: ArrayLike) -> Array:
 def closed(teacher: ArrayLike, student: ArrayLike, tuned: ArrayLike) -> Array:
     """The part of the distance to the teacher that was closed: overshooting does not pay."""
     t, s, f = (np.asarray(rate, dtype=float) for rate in (teacher, student, tuned))
-    return 1 - _divide(np.abs(t - f), np.abs(t - s))
+    return np.round(1 - _divide(np.abs(t - f), np.abs(t - s)), 12)  # 0 is 0
 
 
 PAPER = "mean of ratios"
@@ -591,7 +591,7 @@ def scorecard(
             "low": interval.low,
             "high": interval.high,
             **_following(used, "teacher", name),
-            "spread": float(used[name].std(ddof=0)),
+            "spread": round(float(used[name].std(ddof=0)), 12),  # a constant has none
             "against_tuned": against.estimate,
             "against_low": against.low,
             "against_high": against.high,

@@ -206,5 +206,5 @@ def in_words(
         f"Teacher {mean[teacher]:.2f}, student {mean[student]:.2f}, tuned student "
         f"{mean[tuned]:.2f} dollars; improvement {gone.estimate:.1%} (95 % interval over draws: "
         f"{stats.span(gone.low, gone.high)}). The distribution's distance from the teacher's went "
-        f"from {far[student]:.2f} to {far[tuned]:.2f} (total variation)."
+        f"from {far[student]:.3f} to {far[tuned]:.3f} (total variation)."
     )

@@ -386,12 +386,13 @@ def improvement_bars(
             scenarios = alignment.improvement(table).query("verdict != 'undefined'")
             _scenario_dots(ax, scenarios[scenarios[by].isin(groups)], by, groups, shift)
             mean = 100 * scenarios["improvement"].mean()
+            off = "" if IMPROVEMENT_LIMITS[0] < mean < IMPROVEMENT_LIMITS[1] else ", off the axis"
             ax.axhline(
                 mean,
                 color=TUNED,
                 linestyle="--" if filled else ":",
                 linewidth=1.2,
-                label=f"mean{'' if len(runs) == 1 else ', ' + name}: {mean:.1f} %",
+                label=f"mean{'' if len(runs) == 1 else ', ' + name}: {mean:.1f} %{off}",
             )
         ax.axhline(0, color="#767676", linewidth=0.8)
         ax.axhline(100, color="#767676", linewidth=0.8)
@@ -458,7 +459,7 @@ def public_goods(
             label = _spoken(model) + ("" if filled or published is None else " (published)")
             left.bar(len(names), mean, 0.7, yerr=row["se"], capsize=4, ecolor="#444444", **look)
             left.text(len(names), mean + 0.3, f"{mean:.2f}", ha="center", fontsize=9)
-            names.append(label.replace(" (", "\n(").replace("-", "\n"))
+            names.append(label.replace(" (", "\n(").replace("published ", "published\n"))
             rows = part[(part["model"] == model) & part["contribution"].notna()]
             weight = rows["p" if "p" in rows else "count"].astype(float)
             x = rows["contribution"].astype(float) - 0.4 + (place + 0.5) * width

@@ -203,9 +203,9 @@ def proportion_tests(
     Returns:
         One row a pair: `before`, `after` (rates), `difference` (after - before) with its 95 %
         Newcombe interval `low`, `high` and its 90 % one `low90`, `high90`, pooled `z` and two-sided
-        `p`, `holm` and `bh` adjusted, `equivalence_p` (TOST) and `verdict`: `changed` (Holm below
-        0.05), `same` (equivalence below 0.05), `both` (changed, by less than the margin) or
-        `undecided`.
+        `p`, `holm` and `bh` adjusted, `equivalence_p` (TOST), `equivalence_holm` adjusted, and
+        `verdict`: `changed` (Holm below 0.05), `same` (equivalence after Holm below 0.05), `both`
+        (changed, by less than the margin) or `undecided`.
     """
     keys = list(on)
     pairs = before[[*keys, "cooperate", "defect"]].merge(
@@ -221,7 +221,8 @@ def proportion_tests(
     tests["z"], tests["p"] = z, p
     tests["holm"], tests["bh"] = adjust(p, "holm"), adjust(p, "bh")
     tests["equivalence_p"] = equivalence(x2, n2, x1, n1, margin)
-    changed, same = tests["holm"] < 0.05, tests["equivalence_p"] < 0.05
+    tests["equivalence_holm"] = adjust(tests["equivalence_p"], "holm")
+    changed, same = tests["holm"] < 0.05, tests["equivalence_holm"] < 0.05
     tests["verdict"] = np.select(
         [changed & same, changed, same], ["both", "changed", "same"], "undecided"
     )
@@ -318,6 +319,8 @@ def bootstrap(
             says which it is). Fewer than three scenarios: no interval, NaN.
     """
     data = [np.asarray(column, dtype=float) for column in columns]
+    # Sorted, so that the interval does not go by the order in which scenarios stand.
+    data = [column[np.lexsort(data)] for column in data]
     estimate = float(statistic(*data, axis=-1))
     if len(data[0]) < 3 or not np.isfinite(estimate):
         return Interval(estimate, float("nan"), float("nan"), "none")
@@ -339,6 +342,22 @@ def bootstrap(
         if np.isfinite([low, high]).all():
             return Interval(estimate, low, high, way)
     return Interval(estimate, low, high, "none")
+
+
+def mean_t(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean and its t interval: of few values that are independent, such as means of contexts.
+
+    Returns:
+        Mean, low, high; bounds NaN for fewer than two values.
+
+    >>> "{:.2f} {:.2f} {:.2f}".format(*mean_t([0.1, 0.2, 0.3]))
+    '0.20 -0.05 0.45'
+    """
+    (data,) = _arrays(values)
+    if len(data) < 2:
+        return float(np.mean(data)), float("nan"), float("nan")
+    interval = stats.ttest_1samp(data, 0).confidence_interval(confidence)
+    return float(np.mean(data)), float(interval.low), float(interval.high)
 
 
 def fisher(r: float, n: int, means: int = 1, confidence: float = 0.95) -> tuple[float, float]:

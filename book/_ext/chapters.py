@@ -173,9 +173,10 @@ class Pdf(SphinxRole):
         if os.environ.get("TOM_PDF"):
             up = "../" * self.env.docname.count("/")
             return [nodes.reference("", self.text, refuri=f"{up}{PDF}", internal=True)], []
+        text = nodes.inline("", f"{self.text} (to be made)")
         link = addnodes.pending_xref(
-            "", nodes.inline("", self.text), refdomain="std", reftype="ref", reftarget="make-pdf",
-            refexplicit=True, refwarn=True, refdoc=self.env.docname,
+            "", text, refdomain="std", reftype="ref", reftarget="make-pdf", refexplicit=True,
+            refwarn=True, refdoc=self.env.docname,
         )  # fmt: skip
         return [link], []
 

@@ -80,7 +80,7 @@ def svg(run: Run) -> str:
         (22, 130, 236, "Teacher", "#e6f1f8", "#0072b2", "", [*first]),
         (270, 130, 236, "Published teacher", "#fff", "#0072b2", "7 4", [*second]),
         (60, 278, 400, "LoRA training", "#f4f4f4", "#7f7f7f", "",
-         [f"{rows} rows: the prompt, the teacher’s answer",
+         [f"{rows} rows: the prompt, the teacher’s answer; {p.held_out:.0%} of them held out",
           f"(second arm: the counts of {len(training)} scenarios)",
           f"rank {p.lora_r}, alpha {p.lora_alpha}, {', '.join(p.lora_modules)}"]),
         (22, 432, 236, "Student", "#fdf3df", "#e69f00", "", [p.student]),

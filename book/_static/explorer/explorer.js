@@ -195,7 +195,8 @@
     const text = { fill: "currentColor" };
     return Plot.plot({
       width,
-      height: 60 + 34 * rows.length,
+      height: 72 + 34 * rows.length,
+      marginBottom: 42, // below the ticks, which are larger than the library's
       marginLeft: 128,
       marginRight: 18,
       x: { domain: [0, 1], tickFormat: "%", ticks: 5, label: "share of C", grid: true },
@@ -247,7 +248,8 @@
     );
     return Plot.plot({
       width,
-      height: 50 + 96 * rows.length,
+      height: 62 + 96 * rows.length,
+      marginBottom: 42,
       marginLeft: 44,
       marginRight: 10,
       x: { domain: options, label: "dollars put into the fund", type: "band" },
