@@ -24,7 +24,8 @@ graph = {step.name: step for step in steps(run, config.get("shards", "model"))}
 DONE = os.path.relpath(run.folder / "done")
 PROFILE = shlex.quote(config.get("profile", "quick"))
 CHANGES = " ".join(f"-p {k} {shlex.quote(str(v))}" for k, v in given.items() if k != "threads")
-DO = f"rm -f {DONE}/{{params.step}}.*; {sys.executable} -m tomlib.cli reproduce --profile {PROFILE} {CHANGES}"
+DO = f"rm -f {shlex.quote(DONE)}/{{params.step}}.* && {shlex.quote(sys.executable)} -m tomlib.cli"
+DO += f" reproduce --profile {PROFILE} {CHANGES}"
 DO += " --only {params.step}"
 MODEL_THREADS = run.profile.threads or os.cpu_count()
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,10 +11,13 @@ import pytest
 
 from tomlib import collect as module
 from tomlib.alignment import cooperation
-from tomlib.collect import collect, plan, training_rows
+from tomlib.collect import collect, plan, published_distribution, training_rows
 from tomlib.errors import TomError
+from tomlib.games import PublicGoodsGame
+from tomlib.models import card
 from tomlib.profiles import Run
 from tomlib.readout import readout
+from tomlib.scenarios import root, scenarios
 from tomlib.stats import exact_agreement
 
 
@@ -179,3 +183,37 @@ def test_bad_calls_are_clear_errors(
         return
     with pytest.raises(TomError, match=says):
         call(run)
+
+
+def test_a_published_card_answers_from_its_own_table(tmp_path: Path) -> None:
+    counts = pd.read_csv(root() / "data" / "published" / "cooperation_counts.csv")
+    counts.assign(cooperate=1, defect=299).to_csv(tmp_path / "mine.csv", index=False)
+    own = replace(
+        card("llama2-70b-published"),
+        counts="mine.csv",
+        public_goods="",
+        file=str(tmp_path / "cards.toml"),
+    )
+    scenario = next(s for s in scenarios("in_sample") if s.name == "IR/stag_hunt")
+    assert published_distribution(own, scenario) == {"C": 1, "D": 299}
+    assert published_distribution(card("llama2-70b-published"), scenario) == {"C": 120, "D": 180}
+
+
+@pytest.mark.parametrize("name", ["llama2-7b-published", "llama2-7b-ft-published"])
+def test_every_published_card_answers_every_scenario(name: str) -> None:
+    for scenario in scenarios():
+        assert sum(published_distribution(card(name), scenario).values()) in (295, 300)
+
+
+def test_published_answers_are_to_the_papers_payoffs_alone() -> None:
+    who = card("llama2-70b-published")
+    for scenario in scenarios():
+        published_distribution(who, scenario)  # as shipped, all of them are
+        game = scenario.game
+        other = (
+            replace(game, multiplier=3)
+            if isinstance(game, PublicGoodsGame)
+            else replace(game, R=game.R + 0.5)
+        )
+        with pytest.raises(TomError, match="other payoffs than the game"):
+            published_distribution(who, replace(scenario, game=other))

@@ -1,11 +1,13 @@
 """Profiles, and what a notebook's parameters may say."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tomlib.errors import TomError
 from tomlib.profiles import PAGES, load_profile, open_run, profile_names
+from tomlib.scenarios import root
 
 
 @pytest.mark.parametrize("name", profile_names())
@@ -95,3 +97,25 @@ def test_a_chapter_opens_its_run_again_in_the_same_kernel() -> None:
 def test_a_stopped_draw_can_be_told_from_a_whole_one() -> None:
     with pytest.raises(TomError, match="tokens_choice = 24 must be below"):
         load_profile("smoke", tokens_choice=24)
+
+
+def test_a_profile_is_named_as_its_file(tmp_path: Path) -> None:
+    """Else its chapters would run under another profile than its draws."""
+    with pytest.raises(TomError, match="name is no parameter"):
+        load_profile("smoke", name="other")
+    own = tmp_path / "mine.toml"  # a file elsewhere may be named as it likes: it goes by its path
+    own.write_text((root() / "profiles" / "smoke.toml").read_text("utf-8"), "utf-8")
+    assert load_profile(str(own)).name == "smoke"
+    copied = root() / "profiles" / "test-copied.toml"
+    shutil.copy2(own, copied)
+    try:
+        with pytest.raises(TomError, match="must be the file's own, 'test-copied'"):
+            load_profile("test-copied")
+    finally:
+        copied.unlink()
+
+
+def test_what_cannot_work_at_temperature_0_is_refused() -> None:
+    assert load_profile("smoke", temperature=0).temperature == 0
+    with pytest.raises(TomError, match="no distribution to distill"):
+        load_profile("smoke", temperature=0, objective="distill")

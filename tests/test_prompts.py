@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tomlib.errors import TomError
+from tomlib.games import TwoPlayerGame
 from tomlib.prompts import ANSWERS, load_wording, messages, opening, prompt_id, wording_names
 from tomlib.scenarios import find, root, scenarios
 
@@ -123,3 +124,17 @@ def test_a_placeholder_that_is_no_payoff_is_named(tmp_path: Path, odd: str) -> N
     (tmp_path / "wordings.toml").write_text(whole.replace("{R}", "{R}" + odd), "utf-8")
     with pytest.raises(TomError, match=re.escape(f"the placeholder {odd} is unknown")):
         load_wording("replies", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(5.0, "5"), (2.5, "2.5"), (1234567, "1234567"), (10.1234567, "10.1234567"), (1e7, "10000000")],
+)
+def test_no_digit_of_a_payoff_is_lost(value: float, said: str) -> None:
+    hunt = next(s for s in scenarios("in_sample") if s.game.name == "stag_hunt")
+    assert isinstance(hunt.game, TwoPlayerGame)
+    scenario = replace(hunt, game=replace(hunt.game, R=value, S=1, T=2, P=1.5))
+    asked = " ".join(
+        str(each.content) for each in messages(scenario, "choice", load_wording("replies"))
+    )
+    assert f"gives you {said} points" in asked

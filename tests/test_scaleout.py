@@ -174,6 +174,34 @@ def test_a_server_that_refuses_n_is_asked_for_one_at_a_time(
     assert calls[0]["n"] == 3 and engine.per_call == 1
 
 
+def test_a_hosted_server_s_answer_is_kept_whole_and_it_is_asked_no_more_than_said(
+    llamacpp: Engine, between: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = '{"choice": "D", "motivation": "Safe."}'  # as the opening begins
+    choice = {
+        "index": 0,
+        "finish_reason": "stop",
+        "message": {"role": "assistant", "content": whole},
+    }
+
+    def hosted(number: int, proxy: Any, body: dict[str, Any]) -> bool:
+        asked.append(body)
+        proxy.reply(
+            200, json.dumps({"id": "1", "object": "chat.completion", "choices": [choice]}).encode()
+        )
+        return True
+
+    asked: list[dict[str, Any]] = []
+    url, _ = between(hosted)
+    own = replace(_endpoint(llamacpp, monkeypatch, url), prefill="none")
+    assert whole.startswith(_said(0)[-1].content)
+    with open_engine(own, parallel=1) as engine:
+        ((drawn,),) = ask(engine, [Request(_said(0), [0])], temperature=0.8, max_new_tokens=9)
+    assert drawn.text == whole
+    assert [message["role"] for message in asked[0]["messages"]] == ["system", "user"]
+    assert not {"logprobs", "top_logprobs", "top_k", "min_p"} & set(asked[0])
+
+
 def test_after_an_error_nothing_is_tried_again(
     llamacpp: Engine, between: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

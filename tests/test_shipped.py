@@ -10,7 +10,7 @@ import pytest
 
 from tomlib.errors import TomError
 from tomlib.profiles import SHIPPED
-from tomlib.reproduce import ship, verify_run
+from tomlib.reproduce import build_book, ship, verify_run
 from tomlib.scenarios import root
 
 RUN = root() / "data" / "runs" / SHIPPED
@@ -70,3 +70,16 @@ def test_a_manifest_whose_profile_lacks_a_value_is_refused(shipped: Path) -> Non
     path.write_text(json.dumps(manifest))
     with pytest.raises(TomError, match=r"manifest\.json: no usable profile \('contexts': null\)"):
         verify_run(shipped)
+
+
+def test_a_damaged_ledger_is_not_shipped(shipped: Path, tmp_path: Path) -> None:
+    shard = next((shipped / "readouts").glob("*.gz"))
+    shard.write_bytes(gzip.compress(gzip.decompress(shard.read_bytes()) + b'{"p": 1}\n'))
+    with pytest.raises(TomError, match="repair the run, then ship it"):
+        ship(shipped, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_folder_without_chapters_makes_no_book(tmp_path: Path) -> None:
+    with pytest.raises(TomError, match="no executed chapters there"):
+        build_book(tmp_path / "notebooks")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,19 @@ def test_snakemake_does_what_has_another_mark(tmp_path: Path) -> None:
     }
     steps_ = {"draws/teacher", "adapter/family", "draws/tuned", "book"}
     assert again("n_teacher=3") == chapters | steps_
+
+
+def test_folders_with_spaces_stay_one_word(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--printshellcmds"]
+    done = subprocess.run(
+        [*command, "--config", "profile=smoke"], cwd=root(),
+        env=os.environ | {"TOM_RUNS": str(tmp_path / "my runs")}, capture_output=True, text=True,
+    )  # fmt: skip
+    jobs = [line.split("rm -f ", 1)[1] for line in done.stdout.splitlines() if "rm -f " in line]
+    assert jobs
+    for job in jobs:
+        removed, then, *_ = shlex.split(job)[:2]
+        assert "my runs/smoke/done/" in removed and then == "&&"
 
 
 def test_a_server_has_no_weights_to_make_ready() -> None:

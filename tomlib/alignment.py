@@ -345,10 +345,12 @@ def closed_in_words(comparison: pd.DataFrame) -> str:
     before, after = (
         float((known["teacher"] - known[role]).abs().mean()) for role in ("student", "tuned")
     )
-    share = f"{1 - after / before:.0%}" if before > 0 else "none"
+    if known.empty:
+        return "no scenario has readable answers of all three models."
+    share = f"{1 - after / before:.0%}" if before > 0 else "there was none"
     return (
         f"the mean gap to the teacher goes from {before:.3f} to {after:.3f} "
-        f"({share} of the distance closed)."
+        f"({share}{' of the distance closed' if before > 0 else ' to close'})."
     )
 
 
@@ -654,7 +656,7 @@ def in_words(card: pd.DataFrame, tuned: str = "the tuned student") -> str:
             verb = "is closer than" if row["against_tuned"] > 0 else "is farther away than"
         text += f" It {verb} {what}: {gap[name]}."
     if np.isnan(own["within_context"]):
-        return text + " Its choices do not vary over the games of a context."
+        return text + " Over the games of a context the teacher's choices, or its own, do not vary."
     return text + (
         " Over the games within a context it correlates with the teacher at "
         f"{own['within_context']:.2f} ({own['within_low']:.2f} to {own['within_high']:.2f}), and moves "

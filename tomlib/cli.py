@@ -88,7 +88,7 @@ _VERIFIED = {
     "gguf": "sha256 as in its card",
     "hub": "sha256 as the hub names them",
     "folder": "complete (its card names no hash)",
-    "published": "as published",
+    "published": "its tables are here, `tom verify published` compares them",
     "endpoint": "a server: nothing here to verify",
 }
 
@@ -217,9 +217,8 @@ def _run_of(a: argparse.Namespace) -> Run:
 
 def _for_chapters(a: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
     """What chapters are given: a profile that is a file of the user's goes by its path."""
-    if not a.profile.endswith(".toml"):
-        return given
-    return {**given, "profile": str(Path(a.profile).resolve())}
+    own = a.profile.endswith(".toml")
+    return {**given, "profile": str(Path(a.profile).resolve()) if own else a.profile}
 
 
 def _chapter(name: str) -> str:

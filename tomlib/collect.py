@@ -19,11 +19,12 @@ from tomlib import finetune
 from tomlib.answers import decided, read
 from tomlib.engines import Completion, Engine, Request, ask, open_engine
 from tomlib.errors import TomError
+from tomlib.games import PublicGoodsGame
 from tomlib.models import Card, card
 from tomlib.profiles import Run
 from tomlib.prompts import ANSWERS, messages, opening, prompt_id
-from tomlib.scenarios import Scenario, nearest
-from tomlib.weights import weights_mark
+from tomlib.scenarios import Scenario, nearest, root
+from tomlib.weights import published_files, weights_mark
 
 ROLES = ("teacher", "student", "tuned", "published-teacher", "published-tuned")
 """The models of a run: the family arm's three, then the published arm's teacher and tuned student."""
@@ -498,11 +499,31 @@ def _published_counts(who: Card) -> pd.DataFrame:
     """Published counts of a card's model in its answer form."""
     from tomlib.published import cooperation_counts
 
-    counts = cooperation_counts()
+    counts = cooperation_counts(published_files(who)[0])
     mine = counts["model"].eq(who.column)
     if who.answer:
-        mine &= counts["answer"].eq(who.answer)
+        mine &= counts["answer"].replace("choice only", "choice").eq(who.answer)
     return counts[mine]
+
+
+def _check_payoffs(who: Card, scenario: Scenario) -> None:
+    """Refuse the paper's answers for games that it did not put."""
+    from tomlib.published import FUND, PAYOFFS
+
+    game = scenario.game
+    if published_files(who)[0].resolve().parent != (root() / "data" / "published").resolve():
+        return  # the user's own tables, of which nothing is known
+    if isinstance(game, PublicGoodsGame):
+        same = (game.players, game.endowment, game.multiplier) == FUND
+    else:
+        factor = 2 if scenario.split == "scaled_games" else 1
+        asked = PAYOFFS.get(game.name, ())
+        same = not asked or game.payoffs == tuple(factor * x for x in asked)
+    if not same:
+        raise TomError(
+            f"{who.name}: {scenario.name} ({scenario.split}) has other payoffs than the game that the "
+            "published answers are to; give it a name of its own"
+        )
 
 
 def published_distribution(who: Card, scenario: Scenario) -> dict[Any, int]:
@@ -514,10 +535,12 @@ def published_distribution(who: Card, scenario: Scenario) -> dict[Any, int]:
     if scenario.game_type == "public_goods":
         from tomlib.published import public_goods
 
-        goods = public_goods()
+        *_, table = published_files(who) if who.public_goods else [None]
+        goods = public_goods(table) if table else pd.DataFrame(columns=["model"])
         mine = goods[goods["model"].eq(who.column)]
         if mine.empty or scenario.game.name != "public_goods":
             raise TomError(f"{who.name}: no published figures for {scenario.name}")
+        _check_payoffs(who, scenario)
         return {int(r["contribution"]): int(r["count"]) for r in mine.to_dict("records")}
     counts = _published_counts(who)
     split, context, game = scenario.key
@@ -526,6 +549,7 @@ def published_distribution(who: Card, scenario: Scenario) -> dict[Any, int]:
     ]
     if len(cell) != 1:
         raise TomError(f"{who.name}: no published figures for {scenario.name} ({scenario.split})")
+    _check_payoffs(who, scenario)
     return {"C": int(cell["cooperate"].iloc[0]), "D": int(cell["defect"].iloc[0])}
 
 

@@ -189,7 +189,11 @@ CHANCE = {name: (f"{name}_low", f"{name}_high") for name in (*alignment.DISTANCE
 
 
 def in_words(
-    table: pd.DataFrame, teacher: str = "teacher", student: str = "student", tuned: str = "tuned"
+    table: pd.DataFrame,
+    teacher: str = "teacher",
+    student: str = "student",
+    tuned: str = "tuned",
+    endowment: int = 10,
 ) -> str:
     """What the contributions say: means, improvement, and how far the distributions are apart.
 
@@ -198,9 +202,10 @@ def in_words(
         teacher: Name in `model` of the model to be imitated.
         student: Name of the small model before tuning.
         tuned: Name of the small model after tuning.
+        endowment: The largest contribution.
     """
     mean = summary(table).set_index("model")["mean"]
-    far = distances(table, teacher=teacher).set_index("model")["total_variation"]
+    far = distances(table, endowment, teacher).set_index("model")["total_variation"]
     gone = improvement(table, teacher, student, tuned)
     return (
         f"Teacher {mean[teacher]:.2f}, student {mean[student]:.2f}, tuned student "

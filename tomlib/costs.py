@@ -53,7 +53,13 @@ def measure(run: Run) -> pd.DataFrame:
 
     with tempfile.TemporaryDirectory() as folder:
         few = min(run.profile.n_teacher, MEASURED_DRAWS)
-        changes = {"n_teacher": few, "max_steps": MEASURED_STEPS, "held_out": 0.0}
+        # Additive targets take two contexts; counts train as long.
+        changes = {
+            "n_teacher": few,
+            "max_steps": MEASURED_STEPS,
+            "held_out": 0.0,
+            "published_targets": "counts",
+        }
         small = run.changed(contexts=(first,), sweep_contexts=(first,), **changes)
         small = replace(small, folder=Path(folder), shipped=None)
         close_engines()
@@ -142,7 +148,7 @@ def _steps(run: Run, arm: str) -> int:
     """Optimizer steps of a training, from the rows that it will have at most."""
     how = settings(run, arm)
     scenarios = len(run.scenarios("in_sample"))
-    rows = scenarios
+    rows = scenarios * (1 + len(run.copies))
     if how.batch_by_rows:
         rows = round(scenarios * run.profile.n_teacher * (1 - run.profile.held_out))
     steps = how.epochs * -(-rows // how.batch)

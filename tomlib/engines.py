@@ -260,8 +260,8 @@ def _call(
     """One call for some of a request's draws; at least one, and no more than asked for."""
     said = list(request.messages)
     opening = str(said[-1].content) if said[-1].type == "ai" else ""
-    if opening and engine.prefill == "none":
-        said = said[:-1]
+    if opening and engine.prefill == "none":  # the answer is the server's from its first character
+        said, opening = said[:-1], ""
     seed = request.seeds[some[0]]
     try:
         result = served(engine, said, over, n=len(some), seed=seed, **options)
@@ -460,8 +460,9 @@ def _open_endpoint(card: Card, parallel: int) -> Engine:
         base_url=card.base_url,
         api_key=key,  # type: ignore[arg-type]
         model=card.model_id or card.name,
-        logprobs=True,
-        top_logprobs=1,
+        # They say how many tokens a draw has; hosted services may refuse to be asked.
+        logprobs=None if card.prefill == "none" else True,
+        top_logprobs=None if card.prefill == "none" else 1,
         timeout=_patience("TOM_TIMEOUT", 600),
         max_retries=0,  # `served` does that
     )

@@ -720,9 +720,11 @@ def _train(
     kept, out = frame[~frame["held_out"]], frame[frame["held_out"]]
     held_out = groups_of(run, tokenizer, out, how.objective, ANSWERS_PER_PROMPT, None)
 
+    per_prompt = min(ANSWERS_PER_PROMPT, how.batch) if how.batch_by_rows else ANSWERS_PER_PROMPT
+
     def epoch_batches(epoch: int) -> list[list[Group]]:
         rng = np.random.default_rng([how.seed, epoch])
-        groups = groups_of(run, tokenizer, kept, how.objective, ANSWERS_PER_PROMPT, rng)
+        groups = groups_of(run, tokenizer, kept, how.objective, per_prompt, rng)
         return list(_batches(groups, how.batch, how.batch_by_rows))
 
     batches = [(epoch, b) for epoch in range(how.epochs) for b in epoch_batches(epoch)]

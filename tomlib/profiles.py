@@ -100,7 +100,7 @@ _AT_LEAST: dict[str, float] = {
     "tokens_motivation": 1, "tokens_reasoning": 1, "seed": 0, "lora_r": 1, "lora_alpha": 1,
     "lora_dropout": 0, "epochs": 1, "batch_rows": 1, "held_out": 0, "max_steps": 0,
     "published_epochs": 1, "published_batch": 1, "threads": 0, "parallel": 1, "margin": 0,
-    "bootstrap": 1,
+    "bootstrap": 100,
 }  # fmt: skip
 _ABOVE_ZERO = ("top_p", "repetition_penalty", "learning_rate", "published_learning_rate")
 _BELOW_ONE = ("held_out", "lora_dropout")
@@ -151,6 +151,10 @@ def load_profile(name: str, /, **changes: Any) -> Profile:
         if f.name not in data and not isinstance(f.default, (int, float)):
             raise TomError(f"{path}: the setting {f.name!r} is missing; add it")
     values = {key: _typed(key, value, types[key], str(path)) for key, value in data.items()}
+    if path.parent == root() / "profiles" and values["name"] != path.stem:
+        raise TomError(f"{path}: name = {values['name']!r} must be the file's own, {path.stem!r}")
+    if changes.get("name") is not None:
+        raise TomError("name is no parameter: copy the profile to a file with that name")
     return override(Profile(**values), changes)
 
 
@@ -220,6 +224,8 @@ def _check(profile: Profile) -> None:
             raise TomError(f"{key} = {getattr(profile, key)} must be below 1")
     if profile.top_p > 1:
         raise TomError(f"top_p = {profile.top_p} must be at most 1")
+    if "distill" in (profile.objective, profile.published_objective) and not profile.temperature:
+        raise TomError("temperature = 0 leaves no distribution to distill; use the objective sft")
     if not profile.temperature <= 10:
         raise TomError(f"temperature = {profile.temperature} must be at most 10")
     if not profile.tokens_choice < min(profile.tokens_motivation, profile.tokens_reasoning):

@@ -34,6 +34,17 @@ GAMES: dict[str, str] = {
     "snowdrift": "snowdrift",
 }
 
+#: Payoffs R, S, T, P of the paper's games; those of the split `scaled_games` are twice as large.
+PAYOFFS: dict[str, tuple[int, int, int, int]] = {
+    "prisoners_dilemma": (5, 2, 10, 3),
+    "prisoners_delight": (10, 3, 5, 2),
+    "stag_hunt": (10, 2, 5, 3),
+    "snowdrift": (5, 3, 10, 2),
+}
+
+#: Players, endowment and multiplier of the paper's public goods game.
+FUND = (4, 10, 2.5)
+
 DRAWS = 300
 
 #: Cells that do not hold 300 draws: (role, split, context, game) -> draws.
@@ -61,7 +72,8 @@ _COUNT = re.compile(r"\s*(['\"])\s*(?P<choice>[CD])\s*\1\s*:\s*(?P<count>\d+)\s*
 
 
 def _read(name: str, folder: Path | str | None) -> pd.DataFrame:
-    path = (root() / "data" / "published" if folder is None else Path(folder)) / name
+    path = root() / "data" / "published" if folder is None else Path(folder)
+    path = path if path.suffix == ".csv" else path / name
     try:
         return pd.read_csv(path, keep_default_na=False)
     except FileNotFoundError:
@@ -77,7 +89,8 @@ def cooperation_counts(folder: Path | str | None = None) -> pd.DataFrame:
     """C and D counts of every published scenario.
 
     Args:
-        folder: Where the tables lie; `data/published` of the repository unless given.
+        folder: Where the tables lie, or a table of the same form; `data/published` of the repository
+            unless given.
 
     Returns:
         One row a scenario, model and answer form: `split, context, game, model, answer, cooperate,
@@ -97,7 +110,10 @@ def roles(folder: Path | str | None = None) -> pd.DataFrame:
 
 
 def public_goods(folder: Path | str | None = None) -> pd.DataFrame:
-    """Published contributions: `model` (as published), `contribution` (dollars), `count`."""
+    """Published contributions: `model` (as published), `contribution` (dollars), `count`.
+
+    `folder` as for `cooperation_counts`.
+    """
     return _read("public_goods.csv", folder)
 
 

@@ -447,6 +447,8 @@ def build_book(notebooks: Path | None = None, out: Path | None = None) -> Path:
     Raises:
         TomError: Jupyter Book is missing, or found something to warn about.
     """
+    if notebooks is not None and not any(notebooks.glob("*.ipynb")):
+        raise TomError(f"{notebooks}: no executed chapters there; name a run's folder `notebooks`")
     with tempfile.TemporaryDirectory() as folder:
         source = built = root()
         if notebooks is not None or out is not None:
@@ -516,6 +518,11 @@ def ship(folder: Path, to: Path) -> Path:
     import gzip
 
     read_manifest(folder)
+    bad = verify(folder).query("problem != ''")
+    if len(bad):
+        raise TomError(
+            f"{bad['file'].iloc[0]}: {bad['problem'].iloc[0]}; repair the run, then ship it"
+        )
     here, there = folder.resolve(), to.resolve()
     if here == there or here in there.parents or there in here.parents:
         raise TomError(f"{to}: is {folder} itself, or one holds the other; name another place")

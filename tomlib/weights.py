@@ -61,7 +61,7 @@ def weights_id(card: Card) -> str:
     if card.kind == "folder":
         return _folder_hash(card)
     whole = hashlib.sha256(card.column.encode())
-    for path in _published(card):
+    for path in published_files(card):
         whole.update(path.read_bytes())
     return whole.hexdigest()
 
@@ -135,7 +135,7 @@ def fetch(card: Card, jobs: int = 4, progress: bool = True) -> Path:
     if card.kind == "endpoint":
         raise TomError(f"model {card.name!r} is a server at {card.base_url}: nothing to fetch")
     if card.kind == "published":
-        return _published(card)[0]
+        return published_files(card)[0]
     if card.kind == "folder":
         return _transformers_files(card)
     if card.kind == "hub":
@@ -174,7 +174,7 @@ def verify(card: Card, progress: bool = True) -> None:
     elif card.kind == "folder":
         _transformers_files(card)
     elif card.kind == "published":
-        _published(card)
+        published_files(card)
 
 
 def transformers_folder(card: Card, dtype: str = "fp32", progress: bool = True) -> Path:
@@ -770,7 +770,12 @@ def _published_paths(card: Card) -> list[Path]:
     return [_relative(card, path) for path in (card.counts, card.public_goods) if path]
 
 
-def _published(card: Card) -> list[Path]:
+def published_files(card: Card) -> list[Path]:
+    """The tables of a published card: its counts, and its contributions where it names them.
+
+    Raises:
+        TomError: One of them is not there.
+    """
     for path in _published_paths(card):
         if not path.is_file():
             raise TomError(f"{card.file}: model {card.name!r}: no file {path}")
