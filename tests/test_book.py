@@ -154,9 +154,10 @@ NO_ANSWERS = {
     "tab-01-players", "tab-02-plan", "tab-03-rows", "tab-03-first", "tab-03-settings",
     "tab-03-record", "tab-03-loss", "tab-03-published-rows", "tab-03-published-loss",
     "tab-06-table1", "tab-07-game", "tab-09-left", "tab-09-by-game", "tab-09-attempts",
-    "tab-10-sizes",
+    "tab-10-sizes", "tab-06-doubled-exactly",
     # exact probabilities beside published counts:
-    "tab-09-attempts-judged", "tab-09-held-out", "tab-09-goods", "tab-10-curve", "tab-answer",
+    "tab-09-attempts-judged", "tab-09-folds", "tab-09-seeds", "tab-09-held-out", "tab-09-goods",
+    "tab-10-curve", "tab-answer",
 }  # fmt: skip
 """Tables of no sampled answer: plans, training rows, published figures, exact probabilities."""
 
