@@ -562,7 +562,7 @@ def test_a_chapter_runs_from_anywhere_and_a_lone_copy_says_what_it_lacks(tmp_pat
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        (["run", "04", "-p", "name", "../../x"], "letters, digits, dots"),
+        (["run", "04", "-p", "name", "../../x"], "name is no parameter"),
         (["run", "04", "-p", "profile", "smoke"], "give --profile NAME instead"),
         (["run", "04", "-p", "n", "0x" + "f" * 5000], "below 2"),
         (["run", "04", "-p", "n", "9" * 5000], "must be int"),
