@@ -52,7 +52,8 @@ def svg(run: Run) -> str:
     p = run.profile
     training = scenarios(run, "in_sample")
     contexts, games = ({getattr(s, k).name for s in training} for k in ("context", "game"))
-    rows = p.n_teacher * len(training)
+    held = round(p.held_out * p.n_teacher * len(training))
+    rows = p.n_teacher * len(training) - held
     played = []
     for split in SPLITS:
         part = scenarios(run, split)
@@ -80,7 +81,7 @@ def svg(run: Run) -> str:
         (22, 130, 236, "Teacher", "#e6f1f8", "#0072b2", "", [*first]),
         (270, 130, 236, "Published teacher", "#fff", "#0072b2", "7 4", [*second]),
         (60, 278, 400, "LoRA training", "#f4f4f4", "#7f7f7f", "",
-         [f"{rows} rows: the prompt, the teacher’s answer; {p.held_out:.0%} of them held out",
+         [f"{rows} rows (prompt, answer)" + f"; {held} more held out" * (held > 0),
           f"(second arm: the counts of {len(training)} scenarios)",
           f"rank {p.lora_r}, alpha {p.lora_alpha}, {', '.join(p.lora_modules)}"]),
         (22, 432, 236, "Student", "#fdf3df", "#e69f00", "", [p.student]),
@@ -122,7 +123,7 @@ def svg(run: Run) -> str:
     ]  # fmt: skip
     drawn = "".join(f'<path d="{a}"/>' for a in arrows)
     says = (
-        f"{len(training)} training scenarios go to the teacher {p.teacher}; its answers, {rows} rows, "
+        f"{len(training)} training scenarios go to the teacher {p.teacher}; {rows} of its answers "
         f"train the student {p.student} by LoRA. Teacher, student and tuned student then play "
         f"{'; '.join(played)}; and the part of the way to the teacher that the tuned student has gone "
         "is measured."
