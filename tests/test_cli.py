@@ -1,6 +1,7 @@
 """The `tom` command as a tired user meets it."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from tomlib.cli import main
 from tomlib.errors import TomError
-from tomlib.profiles import SHIPPED, open_run
+from tomlib.profiles import SHIPPED, load_profile, new_run, open_run
 from tomlib.reproduce import ship
 from tomlib.scenarios import root
 
@@ -159,3 +160,20 @@ def test_a_run_is_not_shipped_onto_itself(tmp_path: Path) -> None:
 def test_models_are_verified_by_what_their_cards_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "verify", "llamacpp-server"]) == 0
     assert "a server" in capsys.readouterr().out
+
+
+def test_an_empty_chapter_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "", "--profile", "smoke"]) == 2
+    assert "chapter '' is none" in capsys.readouterr().err
+
+
+def test_a_relative_folder_of_runs_is_one_folder_for_commands_and_chapters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TOM_RUNS", "mine")
+    assert main(["run", "00", "--profile", "smoke"]) == 0
+    assert os.environ["TOM_RUNS"] == str(tmp_path / "mine")
+    assert [p.name for p in (tmp_path / "mine" / "smoke" / "notebooks").glob("*.ipynb")]
+    monkeypatch.setenv("TOM_RUNS", "")  # as if it were not set
+    assert new_run(load_profile("smoke")).folder == root() / "runs" / "smoke"

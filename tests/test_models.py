@@ -121,6 +121,7 @@ prefill = "none"
         ("http://127.0.0.1:8000/v1", "http://[::1", "base_url must be http"),
         ('"none"', '"yes"', "prefill 'yes' is not one of native, continue_final_message, none"),
         ('prefill = "none"', 'prefill = "none"\napi_key_env = "sk-123"', "never a key itself"),
+        ('prefill = "none"', 'prefill = "none"\napi_key_env = "gsk_live_1"', "in capitals"),
     ],
 )
 def test_a_wrong_endpoint(tmp_path: Path, old: str, new: str, says: str) -> None:

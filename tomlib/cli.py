@@ -28,6 +28,9 @@ from tomlib.scenarios import find, nearest, scenarios
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 when it went well, 2 after a one-line error, 130 after Ctrl-C."""
     arguments = _parser().parse_args(argv)
+    for folder in ("TOM_RUNS", "TOM_CACHE", "TOM_MODELS"):  # chapters run in another folder
+        if os.environ.get(folder):
+            os.environ[folder] = str(Path(os.environ[folder]).expanduser().resolve())
     act: Callable[[argparse.Namespace], int | None] = arguments.act
     try:
         return act(arguments) or 0
@@ -224,6 +227,8 @@ def _for_chapters(a: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any
 def _chapter(name: str) -> str:
     """A chapter by its number, its name, or its file."""
     stem = Path(name).stem
+    if not stem:
+        raise TomError("chapter '' is none; name it by its number, as in `tom run 04`")
     known = (*CHAPTERS, *EXTRAS, *PAGES)
     for chapter in known:
         number, _, rest = chapter.partition("-")

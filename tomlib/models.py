@@ -192,8 +192,8 @@ _FORMS: dict[str, tuple[str, str]] = {
     "version": (r"[A-Za-z0-9][A-Za-z0-9.+!-]*", "must be one exact version"),
     "packages": (r"[A-Za-z0-9][A-Za-z0-9._-]*", "must be package names"),
     "api_key_env": (
-        r"[A-Za-z_][A-Za-z0-9_]*",
-        "must be the name of an environment variable, never a key itself",
+        r"[A-Z][A-Z0-9_]*",
+        "must be the name of an environment variable in capitals, never a key itself",
     ),
 }
 
@@ -301,7 +301,8 @@ def _fields(
         pattern, says = _FORMS.get(name, ("", ""))
         for text in value if isinstance(value, list) else [value]:
             if pattern and not re.fullmatch(pattern, text):
-                raise TomError(f"{where}: {name} {says}, got {text[:40]!r}")
+                got = "" if name == "api_key_env" else f", got {text[:40]!r}"  # it may be a key
+                raise TomError(f"{where}: {name} {says}{got}")
     for name in needed:
         if name not in entry:
             raise TomError(f"{where}: the field {name!r} is missing; add it ({known[name]})")

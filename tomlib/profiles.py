@@ -322,7 +322,7 @@ def new_run(profile: Profile, *, replay: bool = True, chapter: str = "") -> Run:
         replay: Whether draws and adapters that come with the book may be used.
         chapter: The chapter that opens it.
     """
-    base = Path(os.environ.get("TOM_RUNS", root() / "runs"))
+    base = Path(os.environ.get("TOM_RUNS") or root() / "runs")
     shipped = root() / "data" / "runs" / profile.name
     return Run(
         profile, base / profile.name, shipped if replay and shipped.is_dir() else None, chapter
