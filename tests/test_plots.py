@@ -101,6 +101,24 @@ def test_improvement_outside_the_limits_is_drawn_at_the_edge():
     assert len(triangles) == 1
 
 
+def test_bars_and_means_beyond_the_axis_are_marked_with_their_values():
+    low, high = plots.IMPROVEMENT_LIMITS
+    end, rows = COMPARISON["teacher"], COMPARISON["game"].eq("stag_hunt")
+    for times, arrow, edge in ((9, "↑", high), (-9, "↓", low)):
+        there = COMPARISON["student"] + times * (end - COMPARISON["student"])
+        wild = COMPARISON.assign(tuned=there.where(rows, end))
+        by_game, _ = plots.improvement_bars(wild, COMPARISON, "smoke", resamples=50)
+        (text,) = by_game.texts  # one bar is cut: that of the stag hunt
+        assert text.get_text() == f"{arrow}\u2009{100 * times} %".replace("-", "−")
+        assert text.get_position()[1] == edge
+    far = COMPARISON.assign(tuned=COMPARISON["student"] - 9 * (end - COMPARISON["student"]))
+    by_game, _ = plots.improvement_bars(far, resamples=50)
+    said = "mean: -900.0 %, off the axis"
+    assert said in labels(by_game)
+    (head,) = [line for line in by_game.lines if line.get_label() == said]
+    assert (head.get_marker(), list(head.get_ydata()), head.get_clip_on()) == ("v", [low], False)
+
+
 def test_public_goods_means_and_distributions():
     given = published.public_goods_roles()
     left, right = plots.public_goods(given)

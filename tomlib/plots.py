@@ -24,7 +24,8 @@ from tomlib import alignment, contributions, stats
 TEACHER, STUDENT, TUNED, BASELINE = "#0072B2", "#E69F00", "#009E73", "#7F7F7F"
 COLOURS: dict[str, str] = {"teacher": TEACHER, "student": STUDENT, "tuned": TUNED}
 
-#: Limits of an improvement axis, in percent; what lies beyond is drawn at the edge, as a triangle.
+#: Limits of an improvement axis, in percent; what lies beyond is marked at the edge: dots as triangles,
+#: bars by an arrow and their value, means by an arrowhead on the right.
 IMPROVEMENT_LIMITS = (-150.0, 300.0)
 
 _MARKERS = "osD^vPX*"
@@ -383,17 +384,11 @@ def improvement_bars(
                 label=name if len(runs) > 1 else None,
                 **look,
             )
+            _cut_bars(ax, x + width * 0.48, bars["improvement"])
             scenarios = alignment.improvement(table).query("verdict != 'undefined'")
             _scenario_dots(ax, scenarios[scenarios[by].isin(groups)], by, groups, shift)
-            mean = 100 * scenarios["improvement"].mean()
-            off = "" if IMPROVEMENT_LIMITS[0] < mean < IMPROVEMENT_LIMITS[1] else ", off the axis"
-            ax.axhline(
-                mean,
-                color=TUNED,
-                linestyle="--" if filled else ":",
-                linewidth=1.2,
-                label=f"mean{'' if len(runs) == 1 else ', ' + name}: {mean:.1f} %{off}",
-            )
+            whose = "" if len(runs) == 1 else f", {name}"
+            _mean_line(ax, 100 * scenarios["improvement"].mean(), whose, filled)
         ax.axhline(0, color="#767676", linewidth=0.8)
         ax.axhline(100, color="#767676", linewidth=0.8)
         _name_groups(ax, groups)
@@ -402,6 +397,38 @@ def improvement_bars(
         ax.set(title=f"improvement by {by}", ylabel="improvement, %")
         ax.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.1), fontsize=8)
     return grid
+
+
+def _cut_bars(ax: Axes, x: Any, percent: pd.Series) -> None:
+    """An arrow and the value beside every bar that goes beyond the axis, at the edge that cuts it."""
+    low, high = IMPROVEMENT_LIMITS
+    for place, value in zip(x, percent, strict=True):
+        if not low <= value <= high:
+            arrow, edge, side = ("↑", high, "top") if value > high else ("↓", low, "bottom")
+            ax.text(
+                place, edge, f"{arrow}\u2009{value:,.0f} %".replace("-", "−"), fontsize=7, va=side
+            )
+
+
+def _mean_line(ax: Axes, mean: float, whose: str, filled: bool) -> None:
+    """The mean as a line; beyond the axis as an arrowhead at its edge, where a line would not show."""
+    low, high = IMPROVEMENT_LIMITS
+    label = f"mean{whose}: {mean:.1f} %"
+    if low <= mean <= high or np.isnan(mean):
+        style = "--" if filled else ":"
+        ax.axhline(mean, color=TUNED, linestyle=style, linewidth=1.2, label=label)
+        return
+    edge, head = (high, "^") if mean > high else (low, "v")
+    ax.plot(
+        1.03,
+        edge,
+        head,
+        color=TUNED,
+        mfc=TUNED if filled else "white",
+        transform=ax.get_yaxis_transform(),
+        clip_on=False,
+        label=f"{label}, off the axis",
+    )
 
 
 def _open(base: str) -> dict[str, Any]:
