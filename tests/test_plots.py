@@ -281,6 +281,22 @@ def test_a_table_is_shown_in_words_with_its_caption(shown):
     assert "prisoner's dilemma" in text and "1e-07" in text
 
 
+def test_rounding_noise_is_shown_as_nothing_and_small_p_values_are_shown(shown):
+    noise = [-5e-15, 1e-16, -1e-4, -0.0, 0.5]
+    frame = pd.DataFrame({"gap": noise, "equivalence_holm": [2e-25, 0.5, 1e-4, 0.0, 1.0]})
+    settings = pd.Series([3, 2e-6, "cosine"], name="family").to_frame()
+    plots.table(frame, "Gaps.")
+    plots.table(settings, "Settings.", digits=4)
+    rows = [
+        [[cell.text for cell in row] for row in ElementTree.fromstring(one["text/html"]).iter("tr")]
+        for one in shown
+    ]
+    gaps, p = zip(*rows[0][1:], strict=True)
+    assert gaps == ("0.000", "0.000", "0.000", "0.000", "0.500")
+    assert p == ("2e-25", "0.500", "1e-04", "0.000", "1.000")
+    assert [cell for (cell,) in rows[1][1:]] == ["3", "2e-06", "cosine"]
+
+
 def test_a_table_without_unread_answers_says_so(shown):
     plots.table(pd.DataFrame({"x": [1]}), "One.", unread=0)
     assert shown[0]["text/plain"].startswith("One. All answers had a readable choice.")

@@ -93,9 +93,10 @@ def table(
 ) -> None:
     """Show a table with its caption, whole, in words instead of identifiers, without row numbers.
 
-    Numbers that would round to nothing are written as powers of ten. What could act on a terminal or
-    turn the direction of reading (models write some of the cells) is shown as its code. The book
-    numbers the table; `name` is what it is referred to by.
+    P values and settings that would round to nothing are written as powers of ten; any other number
+    that does is a 0 without a sign. What could act on a terminal or turn the direction of reading
+    (models write some of the cells) is shown as its code. The book numbers the table; `name` is what
+    it is referred to by.
 
     Args:
         frame: What to show; index levels without a name are left out.
@@ -156,14 +157,20 @@ def _readable(
 _IDENTIFIER = re.compile(r"[A-Za-z]+[0-9]*(_[a-z0-9]+)+")
 
 
-def _column(values: Any, digits: int) -> list[object]:
+#: Columns in which what would round to nothing still differs from 0.
+_SMALL = re.compile(r"(\w+_)?(p|p_value|holm|bh)|learning_rate")
+
+
+def _column(values: pd.Series | pd.Index, digits: int) -> list[object]:
     """The cells of a column as they are to be read: whole numbers as such if all of them are."""
     numbers = [v for v in values if isinstance(v, (float, np.floating)) and np.isfinite(v)]
     whole = all(v == round(v) for v in numbers)
-    return [_cell(value, 0 if whole else digits) for value in values]
+    # A column of several kinds of value holds settings; in one of measurements 1e-16 is 0, rounded.
+    small = values.dtype == object or _SMALL.fullmatch(str(values.name)) is not None
+    return [_cell(value, 0 if whole else digits, small) for value in values]
 
 
-def _cell(value: object, digits: int) -> object:
+def _cell(value: object, digits: int, small: bool) -> object:
     if isinstance(value, str):
         named = _IDENTIFIER.fullmatch(value) or value.startswith("published-")
         return _spoken(value) if named else visible(value, LONGEST)
@@ -176,8 +183,8 @@ def _cell(value: object, digits: int) -> object:
     number = float(value)
     if np.isnan(number):
         return "-"
-    vanishes = 0 < abs(number) < 0.5 * 10.0**-digits
-    return f"{number:.0e}" if vanishes else f"{number:.{digits}f}"
+    vanishes = small and 0 < abs(number) < 0.5 * 10.0**-digits
+    return f"{number:.0e}" if vanishes else f"{number:z.{digits}f}"  # z: no sign before a 0
 
 
 def _heading(value: object) -> str:
