@@ -34,16 +34,12 @@ def pins() -> list[str]:
 
 def parts(lines: list[str]) -> dict[str, list[str]]:
     """The pins by file of locks/, in the order in which they are installed."""
-    names = [line.split("==")[0] for line in lines]
-    of = {
-        "build": {name for name in names if name in BUILDERS},
-        "torch": {"torch"},
-        "requirements": {name for name in names if name not in (*BUILDERS, "torch")},
-    }
-    return {
-        part: [line for line, name in zip(lines, names, strict=True) if name in wanted]
-        for part, wanted in of.items()
-    }
+    found: dict[str, list[str]] = {"build": [], "torch": [], "requirements": []}
+    for line in lines:
+        name = line.split("==")[0]
+        part = "build" if name in BUILDERS else "torch" if name == "torch" else "requirements"
+        found[part].append(line)
+    return found
 
 
 def gpu(lines: list[str]) -> list[str]:

@@ -99,20 +99,18 @@ def test_a_stopped_draw_can_be_told_from_a_whole_one() -> None:
         load_profile("smoke", tokens_choice=24)
 
 
-def test_a_profile_is_named_as_its_file(tmp_path: Path) -> None:
+def test_a_profile_is_named_as_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else its chapters would run under another profile than its draws."""
     with pytest.raises(TomError, match="name is no parameter"):
         load_profile("smoke", name="other")
     own = tmp_path / "mine.toml"  # a file elsewhere may be named as it likes: it goes by its path
     own.write_text((root() / "profiles" / "smoke.toml").read_text("utf-8"), "utf-8")
     assert load_profile(str(own)).name == "smoke"
-    copied = root() / "profiles" / "test-copied.toml"
-    shutil.copy2(own, copied)
-    try:
-        with pytest.raises(TomError, match="must be the file's own, 'test-copied'"):
-            load_profile("test-copied")
-    finally:
-        copied.unlink()
+    (tmp_path / "profiles").mkdir()
+    shutil.copy2(own, tmp_path / "profiles" / "copied.toml")
+    monkeypatch.setattr("tomlib.profiles.root", lambda: tmp_path)
+    with pytest.raises(TomError, match="must be the file's own, 'copied'"):
+        load_profile("copied")
 
 
 def test_what_cannot_work_at_temperature_0_is_refused() -> None:

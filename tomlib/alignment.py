@@ -347,10 +347,10 @@ def closed_in_words(comparison: pd.DataFrame) -> str:
     )
     if known.empty:
         return "no scenario has readable answers of all three models."
-    share = f"{1 - after / before:.0%}" if before > 0 else "there was none"
+    share = f"{1 - after / before:.0%} of the" if before > 0 else "there was no"
     return (
         f"the mean gap to the teacher goes from {before:.3f} to {after:.3f} "
-        f"({share}{' of the distance closed' if before > 0 else ' to close'})."
+        f"({share} distance {'closed' if before > 0 else 'to close'})."
     )
 
 

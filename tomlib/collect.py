@@ -517,8 +517,7 @@ def _check_payoffs(who: Card, scenario: Scenario) -> None:
         same = (game.players, game.endowment, game.multiplier) == FUND
     else:
         factor = 2 if scenario.split == "scaled_games" else 1
-        asked = PAYOFFS.get(game.name, ())
-        same = not asked or game.payoffs == tuple(factor * x for x in asked)
+        same = game.payoffs == tuple(factor * x for x in PAYOFFS[game.name])
     if not same:
         raise TomError(
             f"{who.name}: {scenario.name} ({scenario.split}) has other payoffs than the game that the "
@@ -535,13 +534,13 @@ def published_distribution(who: Card, scenario: Scenario) -> dict[Any, int]:
     if scenario.game_type == "public_goods":
         from tomlib.published import public_goods
 
-        *_, table = published_files(who) if who.public_goods else [None]
-        goods = public_goods(table) if table else pd.DataFrame(columns=["model"])
-        mine = goods[goods["model"].eq(who.column)]
-        if mine.empty or scenario.game.name != "public_goods":
+        paths = published_files(who)[1:] if scenario.game.name == "public_goods" else []
+        mine = [r for path in paths for r in public_goods(path).to_dict("records")]
+        mine = [r for r in mine if r["model"] == who.column]
+        if not mine:
             raise TomError(f"{who.name}: no published figures for {scenario.name}")
         _check_payoffs(who, scenario)
-        return {int(r["contribution"]): int(r["count"]) for r in mine.to_dict("records")}
+        return {int(r["contribution"]): int(r["count"]) for r in mine}
     counts = _published_counts(who)
     split, context, game = scenario.key
     cell = counts[

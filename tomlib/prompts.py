@@ -175,7 +175,7 @@ def _form(answer: str, wording: Wording) -> Mapping[str, str]:
 
 def _number(value: float) -> str:
     """5.0 is said as 5, 2.5 as 2.5; no digit is lost."""
-    return str(int(value)) if value == int(value) else repr(float(value))
+    return f"{value:.15g}"
 
 
 def _file(folder: Path | None) -> tuple[Path, dict[str, Any]]:

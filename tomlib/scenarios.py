@@ -317,7 +317,7 @@ def new_game(
     text = _GAME_TEMPLATE.format(
         comment="A game of one's own, played in every context and split.",
         name=name, title=_title(name, title), kind=kind, order=order,
-        **{letter: repr(value) for letter, value in numbers.items()},
+        **{letter: f"{value:.15g}" for letter, value in numbers.items()},
     )  # fmt: skip
     return _append("games.toml", text, folder)
 

@@ -344,13 +344,13 @@ def bootstrap(
     return Interval(estimate, low, high, "none")
 
 
-def mean_t(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
+def mean_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
     """Mean and its t interval: of few values that are independent, such as means of contexts.
 
     Returns:
         Mean, low, high; bounds NaN for fewer than two values.
 
-    >>> "{:.2f} {:.2f} {:.2f}".format(*mean_t([0.1, 0.2, 0.3]))
+    >>> "{:.2f} {:.2f} {:.2f}".format(*mean_interval([0.1, 0.2, 0.3]))
     '0.20 -0.05 0.45'
     """
     (data,) = _arrays(values)
