@@ -31,6 +31,8 @@ class Visit:
     """What stands for each figure of the page for those who do not see it."""
     light: list[str] = field(default_factory=list)
     dark: list[str] = field(default_factory=list)
+    lit: list[str] = field(default_factory=list)
+    """What is behind numbers in the dark, as a colour."""
     width: int = 0
     too_wide: list[str] = field(default_factory=list)
 
@@ -59,6 +61,10 @@ def visit(browser: Browser, served: str) -> Callable[[str], Visit]:
             # The 404 page has no theme of its own: it follows the system's colours at once.
             page.wait_for_function("(document.documentElement.dataset.theme ?? 'dark') === 'dark'")
             seen.dark = axe(page, resultTypes=["violations"], runOnly=["color-contrast"])
+            seen.lit = page.evaluate(
+                """() => [...document.querySelectorAll('.numbers')]
+                    .map(e => getComputedStyle(e.closest('.text_html')).backgroundColor)"""
+            )
         page.set_viewport_size(PHONE)
         seen.width = page.evaluate("document.documentElement.scrollWidth")
         if seen.width > PHONE["width"]:
@@ -84,6 +90,12 @@ def test_axe_finds_nothing_serious(page_name: str, visit: Callable[[str], Visit]
     seen = visit(page_name)
     assert seen.light == [], "\n".join(seen.light)
     assert seen.dark == [], "in the dark:\n" + "\n".join(seen.dark)
+
+
+def test_the_front_page_s_numbers_stand_in_no_lit_box_in_the_dark(
+    visit: Callable[[str], Visit],
+) -> None:
+    assert visit("notebooks/index.html").lit == ["rgba(0, 0, 0, 0)"]
 
 
 def test_a_phone_scrolls_no_page_sideways(page_name: str, visit: Callable[[str], Visit]) -> None:
