@@ -158,13 +158,13 @@ def test_search_finds_snowdrift(new_page: Callable[..., Page], served: str) -> N
     assert problems == []
 
 
-def heading(path: Path) -> str:
-    """A page's title as it stands in it."""
-    title = BeautifulSoup(path.read_text("utf-8"), "html.parser").select_one("article h1")
-    assert title is not None, path
-    for sign in title.select("a.headerlink"):
+def headings(path: Path) -> list[str]:
+    """A page's headings as they stand in it, its title first."""
+    article = BeautifulSoup(path.read_text("utf-8"), "html.parser").select_one("article")
+    assert article is not None, path
+    for sign in article.select("a.headerlink"):
         sign.decompose()
-    return " ".join(title.get_text().split())
+    return [" ".join(h.get_text().split()) for h in article.find_all(re.compile("^h[1-6]$"))]
 
 
 def outline(reader: PdfReader, entries: Any) -> Iterator[tuple[str, int]]:
@@ -185,7 +185,9 @@ def test_the_pdf_is_the_whole_book_and_the_front_page_links_to_it(
     told = list(outline(reader, reader.outline))
     contents = yaml.safe_load((root() / "_toc.yml").read_text("utf-8"))
     files = [c["file"] for part in contents["parts"] for c in part["chapters"]]
-    titles = [heading(BOOK / f"{file}.html") for file in (contents["root"], *files)]
+    found = [headings(BOOK / f"{file}.html") for file in (contents["root"], *files)]
+    titles = [first for first, *_ in found]
+    assert {title for title, _ in told} <= {title for page in found for title in page}
     assert [title for title, _ in told if title in titles] == titles
     numbers = [number for _, number in told]
     assert numbers == sorted(numbers) and len(reader.pages) > 100
