@@ -217,3 +217,13 @@ def test_published_answers_are_to_the_papers_payoffs_alone() -> None:
         )
         with pytest.raises(TomError, match="other payoffs than the game"):
             published_distribution(who, replace(scenario, game=other))
+
+
+def test_a_context_still_to_be_written_is_not_asked(new_smoke: Callable[..., Run]) -> None:
+    run = new_smoke()
+    done = run.scenarios("in_sample")[0]
+    half = replace(done, context=replace(done.context, system="You are [who you are]."))
+    for ask in (collect, readout):
+        with pytest.raises(TomError, match="still to be written"):
+            ask(run, "student", [half], "choice")
+    assert not any(run.folder.glob("draws/*")) and not any(run.folder.glob("readouts/*"))

@@ -15,6 +15,7 @@ from tomlib.errors import TomError
 from tomlib.games import KINDS, PublicGoodsGame, TwoPlayerGame
 from tomlib.scenarios import (
     SPLITS,
+    check_written,
     context_problems,
     find,
     load,
@@ -323,12 +324,18 @@ def test_a_new_context_is_a_template_that_loads_and_says_what_it_lacks(folder: P
         "The 'Two'"
     ] * 4
     assert "[who you are] is still to be written" in context_problems("orchestra", folder)
+    models_would_see = [s for s in load(folder) if s.context.name == "orchestra"]
+    with pytest.raises(
+        TomError, match=r"'orchestra': \[who you are\] is still to be written; edit"
+    ):
+        check_written(models_would_see)
     edit(path, "[who you are]", "the leader of a section of an orchestra")
     edit(path, "[who the other one is]", "the leader of another section")
     edit(path, "[two or three things]", "the sound, the esteem of others and your place")
     (gap,) = context_problems("orchestra", folder)
     edit(path, gap.removesuffix(" is still to be written"), "You settle who plays the solo.")
     assert context_problems("orchestra", folder) == []
+    check_written(load(folder))
     edit(path, "You settle who plays the solo.", "You settle who plays the solo." * 9)
     (problem,) = context_problems("orchestra", folder)
     assert "come within 20 %" in problem
@@ -349,6 +356,15 @@ def test_a_new_game_of_every_kind_has_its_order_and_the_papers_numbers(
     game = find("IR/mine", folder=folder).game
     assert isinstance(game, TwoPlayerGame)
     assert game.kind == kind and sorted(game.payoffs) == [2, 3, 5, 10]
+
+
+@pytest.mark.parametrize("factor", [2, 0.5])
+def test_a_scaled_game_is_no_new_one(factor: float, folder: Path) -> None:
+    old = find("IR/snowdrift", folder=folder).game
+    assert isinstance(old, TwoPlayerGame)
+    with pytest.raises(TomError, match=r"'mine'.*is 'snowdrift' scaled.*give it other payoffs"):
+        new_game("mine", old.kind, old.scaled(factor).payoffs, folder=folder)
+    new_game("mine", old.kind, old.scaled(3).payoffs, folder=folder)
 
 
 def test_what_does_not_fit_is_not_written(folder: Path) -> None:

@@ -142,12 +142,31 @@ def test_folders_with_spaces_stay_one_word(tmp_path: Path) -> None:
 
 def test_a_server_has_no_weights_to_make_ready() -> None:
     """The commands of book/scale-out: a teacher on a server, a student here."""
-    graph = _graph(teacher="qwen2.5-72b-vllm", teacher_engine="endpoint")
+    graph = _graph(teacher="qwen2.5-72b-vllm")  # whatever engine the profile wants for weights
     assert [name for name in graph if name.startswith("weights/")] == ["weights/smollm2-135m"]
     assert graph["draws/teacher"].after == ()
     assert graph["adapter/family"].after == ("weights/smollm2-135m", "draws/teacher")
     mute = new_run(load_profile("smoke", teacher="qwen2.5-72b-vllm"), replay=False)
     assert any(w.role == "teacher" and not w.n for w in work(mute))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"student": "llamacpp-server"}, "name a card with weights"),
+        ({"student": "llama2-7b-published"}, "name a card with weights"),
+        ({"student_engine": "llamacpp"}, "student_engine = 'transformers'"),
+        (
+            {"teacher": "llama2-70b-chat", "teacher_engine": "llamacpp"},
+            "engine 'llamacpp' cannot run a hub card; it is transformers",
+        ),
+    ],
+)
+def test_who_cannot_play_is_refused_before_the_first_draw(
+    changes: dict[str, str], says: str
+) -> None:
+    with pytest.raises(TomError, match=says):
+        _graph(**changes)
 
 
 def test_chapters_of_a_split_that_is_left_out_are_no_steps() -> None:

@@ -20,10 +20,10 @@ from tomlib.answers import decided, read
 from tomlib.engines import Completion, Engine, Request, ask, open_engine
 from tomlib.errors import TomError
 from tomlib.games import PublicGoodsGame
-from tomlib.models import Card, card
+from tomlib.models import Card, card, engine_of
 from tomlib.profiles import Run
 from tomlib.prompts import ANSWERS, messages, opening, prompt_id
-from tomlib.scenarios import Scenario, nearest, root
+from tomlib.scenarios import Scenario, check_written, nearest, root
 from tomlib.weights import published_files, weights_mark
 
 ROLES = ("teacher", "student", "tuned", "published-teacher", "published-tuned")
@@ -73,12 +73,12 @@ def player(run: Run, role: str, *, progress: bool = True) -> Player:
         raise TomError(f"role {role!r}: profile {p.name!r} names no published_teacher")
     if role == "teacher":
         who = card(p.teacher)
-        return Player(role, who, p.teacher_engine or who.engine)
+        return Player(role, who, engine_of(who, p.teacher_engine))
     if role == "published-teacher":
         who = card(p.published_teacher)
         return Player(role, who, who.engine)
     who = card(p.student)
-    engine = p.student_engine or who.engine
+    engine = engine_of(who, p.student_engine)
     if role == "student":
         return Player(role, who, engine, p.student_quantization)
     adapter = tuned_adapter(run, ARM_OF[role], progress=progress)
@@ -321,6 +321,7 @@ def _ask_for(
     missing: pd.DataFrame,
     progress: bool,
 ) -> None:
+    check_written(scenarios[at] for at in missing["at"].unique())
     # Two scenarios that say the same (one game under two names) share their draws.
     missing = missing.drop_duplicates("index_key")
     with ExitStack() as locks:

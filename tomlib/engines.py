@@ -22,7 +22,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from tomlib.errors import TomError, short, without
-from tomlib.models import Card
+from tomlib.models import Card, engine_of
 from tomlib.sharing import Decided, load_transformers, pack, prompt_tokens, shared_prefix_chat
 from tomlib.weights import fetch
 
@@ -60,6 +60,8 @@ class Engine:
     """Draws that one call may ask a server for; less once it has given fewer."""
     attempts: int = 8
     """How often a call that failed is made before it is an error."""
+    address: str = ""
+    """Where a server is, for its errors."""
     secret: str = field(default="", repr=False)
     """The server's key: whatever the server says, it is taken out before anything is recorded."""
 
@@ -99,7 +101,7 @@ def open_engine(
     Raises:
         TomError: The engine is unknown, is not installed, or cannot take the adapter.
     """
-    kind = engine or card.engine
+    kind = engine_of(card, engine)
     if adapter is not None and kind != "transformers":
         raise TomError(f"{card.name}: engine {kind!r} cannot take an adapter; use 'transformers'")
     try:
@@ -315,7 +317,8 @@ def served(engine: Engine, said: Sequence[Any], over: Event | None = None, **opt
         return again(_generate, engine, list(said), options, over)
     except Exception as error:
         kind = _Refused if getattr(error, "status_code", None) in (400, 422) else TomError
-        raise kind(f"{engine.name}: no answer: {short(error, engine.secret)}") from None
+        where = f" at {engine.address}" if engine.address else ""
+        raise kind(f"{engine.name}{where}: no answer: {short(error, engine.secret)}") from None
 
 
 def _generate(engine: Engine, said: list[Any], options: dict[str, Any], over: Event) -> Any:
@@ -472,6 +475,7 @@ def _open_endpoint(card: Card, parallel: int) -> Engine:
         parallel,
         prefill=card.prefill,
         attempts=_patience("TOM_ATTEMPTS", 8),
+        address=card.base_url,
         secret=key if card.api_key_env else "",
     )
 

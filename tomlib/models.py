@@ -141,6 +141,27 @@ def card(name: str, path: Path | str | None = None) -> Card:
     return known[name]
 
 
+def engine_of(who: Card, wanted: str = "") -> str:
+    """The engine that runs a card: the one wanted, else the card's own.
+
+    A server, or a published table, is what it is whatever engine a profile wants for weights.
+
+    Raises:
+        TomError: An engine that cannot run cards of this kind.
+
+    >>> engine_of(card("smollm2-135m")), engine_of(card("smollm2-135m"), "transformers")
+    ('llamacpp', 'transformers')
+    >>> engine_of(card("llamacpp-server"), "transformers")
+    'endpoint'
+    """
+    if not wanted or who.kind in ("endpoint", "published"):
+        return who.engine
+    if wanted not in ENGINES[who.kind]:
+        can = " or ".join(ENGINES[who.kind])
+        raise TomError(f"{who.name}: engine {wanted!r} cannot run a {who.kind} card; it is {can}")
+    return wanted
+
+
 # -- reading and checking the files ---------------------------------------------------------------
 
 _TEXT = "a text"

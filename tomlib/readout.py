@@ -21,7 +21,7 @@ from tomlib.ledger import READOUT_KEY
 from tomlib.models import card
 from tomlib.profiles import Run
 from tomlib.prompts import messages
-from tomlib.scenarios import Scenario
+from tomlib.scenarios import Scenario, check_written
 
 COLUMNS = ["split", "context", "game", "model", "card", "answer", "p_cooperate", "coverage"]
 GOODS_COLUMNS = [
@@ -136,6 +136,7 @@ def _as_choice(option: str) -> Any:
 def _read(
     run: Run, who: Player, scenarios: Sequence[Scenario], answer: str, progress: bool
 ) -> None:
+    check_written(scenarios)
     with ExitStack() as locks:
         for shard in sorted({shard_name(who, s, answer) for s in scenarios}):
             locks.enter_context(run.ledger.lock("readouts", shard))

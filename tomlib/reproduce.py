@@ -39,11 +39,11 @@ from tomlib.collect import (
 from tomlib.errors import TomError
 from tomlib.finetune import Adapter, check_base, settings
 from tomlib.ledger import hold, verify
-from tomlib.models import card
+from tomlib.models import card, engine_of
 from tomlib.profiles import CHAPTERS, PAGES, Profile, Run, override
 from tomlib.prompts import prompt_id, wording_names
 from tomlib.readout import has_exact, held_readouts, readout
-from tomlib.scenarios import SPLITS, Scenario, root
+from tomlib.scenarios import SPLITS, Scenario, check_written, root
 from tomlib.weights import fetch, transformers_folder, weights_id
 
 PACKAGES = (
@@ -192,12 +192,21 @@ def steps(run: Run, shards: str = "model") -> list[Step]:
             `context`: one job per model and context, to be spread over machines.
 
     Raises:
-        TomError: Another word for `shards`; a profile that names unknown models or contexts.
+        TomError: Another word for `shards`; a profile that names unknown models or contexts, an
+            engine that cannot run its model, a student that cannot be trained, a context still to
+            be written.
     """
     if shards not in ("model", "context"):
         raise TomError(f"shards = {shards!r} is unknown; it is 'model' or 'context'")
     p = run.profile
+    engine_of(card(p.teacher), p.teacher_engine)
+    if engine_of(card(p.student), p.student_engine) != "transformers":
+        raise TomError(
+            f"{p.student}: a student is trained, and plays with its adapter, in Transformers: name a "
+            "card with weights, and student_engine = 'transformers'"
+        )
     todo = work(run)
+    check_written(s for split in SPLITS for s in _scenarios(run, split))
     trained = {arm: _digest(_training(run, arm)) for arm in run.arms}
     marks = {w: _digest(_decides(run, w), trained.get(ARM_OF.get(w.role, ""))) for w in todo}
     names = dict.fromkeys([p.teacher, p.student])
@@ -262,7 +271,7 @@ def do_step(run: Run, name: str, parameters: Mapping[str, Any]) -> None:
             fetch(card(rest))
             p = run.profile
             engines = {(p.teacher, p.teacher_engine), (p.student, p.student_engine)}
-            if any(c == rest and (e or card(c).engine) == "transformers" for c, e in engines):
+            if any(c == rest and engine_of(card(c), e) == "transformers" for c, e in engines):
                 transformers_folder(card(rest))
     elif kind == "draws" and any(w.role == role and asked(run, w, context) for w in work(run)):
         for w in work(run):

@@ -19,7 +19,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -245,8 +245,27 @@ T = {T}
 P = {P}
 """
 
+_GAPS = re.findall(r"\[[^\]]*\]", _CONTEXT_TEMPLATE.partition("system = ")[2])
+
 _SAID = ("C and D", "coplayer", "independently", "points", "only once")
 """What every two-player context says, so that contexts differ in their story alone."""
+
+
+def check_written(among: Iterable[Scenario]) -> None:
+    """Refuse contexts that still hold what their template asks to be replaced.
+
+    Raises:
+        TomError: The first of them.
+
+    >>> check_written(scenarios())
+    """
+    for context in dict.fromkeys(scenario.context for scenario in among):
+        for gap in _GAPS:
+            if gap in context.system:
+                raise TomError(
+                    f"context {context.name!r}: {gap} is still to be written; edit it in "
+                    "contexts.toml, or leave the context out of the run's"
+                )
 
 
 def context_problems(name: str, folder: Path | str | None = None) -> list[str]:
@@ -388,15 +407,10 @@ def _games(
 ) -> tuple[tuple[Game, ...], dict[str, Context], float]:
     """The games, the context that each public goods game is played in, and the scaling factor."""
     raw = _toml(path, tables={"game": list, "public_goods": list, "scaling": dict})
-    games: list[Game] = []
+    found: dict[str, TwoPlayerGame] = {}
     for where, entry in _entries(path, "game", raw, _GAME_FIELDS):
-        games.append(_two_player(where, entry))
-        for other in games[:-1]:
-            if other.payoffs == games[-1].payoffs:
-                raise TomError(
-                    f"{where}: has the payoffs of {other.name!r}, so it is the same game; "
-                    "give it others"
-                )
+        found[where] = _two_player(where, entry)
+    games: list[Game] = [*found.values()]
     by_name = {context.name: context for context in contexts}
     places: dict[str, Context] = {}
     for where, entry in _entries(path, "public_goods", raw, _FUND_FIELDS):
@@ -425,6 +439,16 @@ def _games(
     factor = _fields(where, raw["scaling"], _SCALING_FIELDS)["factor"]
     if factor == 1 or not 0 < factor <= 1000:
         raise TomError(f"{where}: factor must be between 0 and 1000 and not 1, got {factor:g}")
+    for (_, one), (where, two) in combinations(found.items(), 2):
+        if one.payoffs == two.payoffs:
+            raise TomError(
+                f"{where}: has the payoffs of {one.name!r}, so it is the same game; give it others"
+            )
+        if two.payoffs in (one.scaled(factor).payoffs, one.scaled(1 / factor).payoffs):
+            raise TomError(
+                f"{where}: is {one.name!r} scaled, which split scaled_games asks already; give it "
+                "other payoffs"
+            )
     return tuple(games), places, factor
 
 
