@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime as Datetime
 from datetime import timedelta, tzinfo
 from functools import partial
@@ -169,7 +169,10 @@ def test_what_another_run_has_drawn_meanwhile_is_not_drawn_again(
 
 @pytest.mark.slow
 @pytest.mark.weights
-def test_ctrl_c_leaves_a_sound_ledger_and_says_how_to_go_on(tmp_path: Path, smol: Card) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_a_time_limit_leaves_a_sound_ledger_and_says_how_to_go_on(
+    tmp_path: Path, smol: Card, how: signal.Signals
+) -> None:
     command = [*TOM, "reproduce", "--profile", "smoke", "--no-book"]
     process = subprocess.Popen(
         command,
@@ -184,13 +187,37 @@ def test_ctrl_c_leaves_a_sound_ledger_and_says_how_to_go_on(tmp_path: Path, smol
     assert process.stdout is not None
     for line in process.stdout:
         if "teacher in_sample" in line:
-            os.killpg(process.pid, signal.SIGINT)
+            os.killpg(process.pid, how)
             break
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "the same command goes on from here" in one_line(said)
     assert ledger.verify(tmp_path / "smoke")["problem"].eq("").all()
     assert len(ledger.Ledger(tmp_path / "smoke").draws())
+
+
+@pytest.mark.slow
+def test_a_time_limit_ends_a_chapters_kernel_too(tmp_path: Path) -> None:
+    temporary = tmp_path / "t"  # sockets lie there, whose paths are short
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [*TOM, "run", "08"],
+        env=os.environ | {"TOM_RUNS": str(tmp_path / "runs"), "TMPDIR": str(temporary)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 60
+    while not (kernels := list(temporary.glob("tom-*/kernel.json"))) and time.monotonic() < until:
+        time.sleep(0.1)
+    time.sleep(1)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in said
+    assert not list(temporary.glob("tom-*"))
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended meanwhile
+            assert str(kernels[0]).encode() not in line.read_bytes()
 
 
 class Backwards(Datetime):

@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import signal
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,10 @@ from tomlib.scenarios import find, nearest, scenarios
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 when it went well, 2 after a one-line error, 130 after Ctrl-C."""
+    """Run the command line; 0 when it went well, 2 after a one-line error, 130 when stopped."""
+    with suppress(ValueError):  # not the main thread: whoever has that one minds its signals
+        # A scheduler's time limit ends as Ctrl-C does, and leaves no kernel behind.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = _parser().parse_args(argv)
     for folder in ("TOM_RUNS", "TOM_CACHE", "TOM_MODELS"):  # chapters run in another folder
         if os.environ.get(folder):
